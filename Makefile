@@ -1,0 +1,43 @@
+# Every target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint fix serve bench docs
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create .venv with the pinned versions (PYTHON=python3.12 picks another Python)
+
+# torch goes first and alone, so that no other package's range can choose the build.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "installing the pinned versions into $(VENV): a minute or two the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: install  ## run the tests (ARGS="-m 'not demo'" leaves out those on the real model)
+	$(BIN)/pytest $(ARGS)
+
+lint: install  ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: install  ## format, and repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: install  ## serve the demo model on port 8000 (ARGS="--help" lists the options)
+	$(BIN)/trimtab serve $(ARGS)
+
+bench: install  ## measure decode throughput against transformers' generate
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+docs: install  ## write the tables that are generated from the code
+	$(BIN)/trimtab strategies --markdown > docs/strategies.md

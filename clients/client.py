@@ -1,0 +1,148 @@
+"""A small synchronous client of a trimtab server."""
+
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+
+class ClientError(Exception):
+    """The server refused the request or cannot be reached; `status` is None when no answer came."""
+
+    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer; `decoding` says what the strategy did and what it cost."""
+
+    text: str
+    finish_reason: str
+    usage: Mapping[str, Any]
+    decoding: Mapping[str, Any]
+
+
+class TrimtabClient:
+    """Talks to the server at `url`; `timeout` is the longest silence in seconds."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8000", *, timeout: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.Client(base_url=self.url, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def models(self) -> list[str]:
+        """Ids of the models that are served."""
+        return [card["id"] for card in self._get("/v1/models")["data"]]
+
+    def strategies(self) -> list[dict[str, Any]]:
+        """Every strategy with its parameters' JSON Schema."""
+        listed: list[dict[str, Any]] = self._get("/v1/strategies")["data"]
+        return listed
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        decoding: Mapping[str, Any] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+    ) -> Answer:
+        """The whole answer; raises ClientError."""
+        for piece in self.stream_chat(
+            model, messages, decoding=decoding, temperature=temperature, max_tokens=max_tokens, seed=seed
+        ):
+            if isinstance(piece, Answer):
+                return piece
+        raise ClientError("the stream ended without an answer")
+
+    def stream_chat(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        decoding: Mapping[str, Any] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+    ) -> Generator[str | Answer, None, None]:
+        """Text as it comes, then the Answer; raises ClientError. Leaving the loop cancels the request."""
+        asked = {"decoding": decoding, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        body = {
+            "model": model,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **{name: value for name, value in asked.items() if value is not None},
+        }
+        text, finish_reason = [], ""
+        for chunk in self._events("/v1/chat/completions", body):
+            if "error" in chunk:
+                raise ClientError(chunk["error"]["message"], code=chunk["error"]["code"])
+            for choice in chunk["choices"]:
+                piece = choice["delta"].get("content")
+                finish_reason = choice["finish_reason"] or finish_reason
+                if piece:
+                    text.append(piece)
+                    yield piece
+            if "decoding" in chunk:
+                yield Answer("".join(text), finish_reason, chunk["usage"], chunk["decoding"])
+
+    def _events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            with self._http.stream("POST", path, json=body) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refused(response)
+                for line in _lines(response):
+                    if line.startswith(b"data: ") and line != b"data: [DONE]":
+                        yield json.loads(line.removeprefix(b"data: "))
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _get(self, path: str) -> dict[str, Any]:
+        try:
+            response = self._http.get(path)
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.status_code != 200:
+            raise _refused(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _unreachable(self, error: Exception) -> ClientError:
+        return ClientError(f"no answer from {self.url} ({error}): is `trimtab serve` running there?")
+
+
+def _lines(response: httpx2.Response) -> Iterator[bytes]:
+    """Lines as server-sent events end them; str.splitlines would also split at U+2028 inside a text."""
+    rest = b""
+    for data in response.iter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+
+
+def _refused(response: httpx2.Response) -> ClientError:
+    try:
+        error = response.json()["error"]
+        return ClientError(error["message"], status=response.status_code, code=error["code"])
+    except (ValueError, KeyError, TypeError):
+        return ClientError(f"HTTP {response.status_code}, and not from a trimtab server", status=response.status_code)

@@ -1,0 +1,73 @@
+"""Every decoding strategy by name; feeds validation, the CLI, /v1/strategies and the docs."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from trimtab.decoders import search
+from trimtab.decoders.params import Params
+
+P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """One strategy: its parameters (whose class is its program) and what to tell people about it."""
+
+    name: str
+    params: type[Params]
+    summary: str
+    paper: str | None
+    cost: str
+    needs: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON, with the JSON Schema of the parameters."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "paper": self.paper,
+            "cost": self.cost,
+            "needs": list(self.needs),
+            "schema": self.params.model_json_schema(),
+        }
+
+
+_REGISTERED: dict[str, Strategy] = {}
+
+
+def strategy(
+    name: str, *, cost: str, paper: str | None = None, needs: tuple[str, ...] = ()
+) -> Callable[[type[P]], type[P]]:
+    """Register a parameter class, which is also the program, under the strategy's name."""
+
+    def register(params: type[P]) -> type[P]:
+        summary = (params.__doc__ or "").strip().splitlines()[0]
+        _REGISTERED[name] = Strategy(name, params, summary, paper, cost, needs)
+        return params
+
+    return register
+
+
+@cache
+def strategies() -> Mapping[str, Strategy]:
+    """All strategies, by name; importing the files of decoders/search/ is what registers them."""
+    for module in pkgutil.iter_modules(search.__path__):
+        importlib.import_module(f"{search.__name__}.{module.name}")
+    return dict(sorted(_REGISTERED.items()))
+
+
+def markdown_table() -> str:
+    """The strategies as the table of docs/strategies.md."""
+    lines = ["| strategy | what it does | cost | needs | parameters | paper |", "|---|---|---|---|---|---|"]
+    for each in strategies().values():
+        fields = ", ".join(
+            f"`{name}`" if field.is_required() else f"`{name}` = {field.default!r}"
+            for name, field in each.params.model_fields.items()
+        )
+        row = (f"`{each.name}`", each.summary, each.cost, ", ".join(each.needs), fields, each.paper or "")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,38 @@
+"""Errors meant for a person: each message says what is wrong and what to change."""
+
+
+class TrimtabError(Exception):
+    """Base of every error that trimtab raises on purpose."""
+
+
+class ModelLoadError(TrimtabError):
+    """A model, tokenizer or guide could not be loaded."""
+
+
+class InvalidRequest(TrimtabError):
+    """The request can never succeed as it stands; `param` names the field, `code` is OpenAI's error code."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class Overloaded(TrimtabError):
+    """The queue is full or the engine is draining; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class GuideError(TrimtabError):
+    """A guide failed while it scored or steered; `guide` is its name in the configuration."""
+
+    def __init__(self, guide: str, message: str) -> None:
+        super().__init__(f"guide {guide!r}: {message}")
+        self.guide = guide
+
+
+class Cancelled(TrimtabError):
+    """The caller gave the request up."""

@@ -1,0 +1,120 @@
+"""What the engine tells its caller: deltas while a request runs, one result or one error at the end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with its log-probability under the base model, and the base model's best alternatives."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Final text of one choice that was not sent before; deltas of a choice concatenate to its text."""
+
+    choice: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer. `stop_reason` is the stop string or stop token id that ended it, None for EOS or length."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    logprobs: tuple[TokenLogprob, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One answer that a search considered; `choice` is its index among the returned choices, or None."""
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    reward: float | None
+    choice: int | None
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a request cost. Times are wall-clock milliseconds; every field is filled by the engine."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """prompt tokens whose keys and values were found in the prefix cache"""
+    completion_tokens: int = 0
+    """tokens of the returned choices"""
+    model_tokens: dict[str, int] = field(default_factory=dict)
+    """tokens each model processed for this request: prompt, drafts and recomputation after preemption"""
+    forwards: dict[str, int] = field(default_factory=dict)
+    """forward passes each model took part in for this request"""
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    """per phase: queue, prefill, decode, score, total"""
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The end of a request that succeeded."""
+
+    choices: tuple[Choice, ...]
+    candidates: tuple[Candidate, ...]
+    usage: Usage
+    seed: int
+    stopped_by: str
+    """`finished` when the program ran to its end"""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The end of a request that did not succeed."""
+
+    error: Exception
+
+
+Event = Delta | Result | Failure
+Deliver = Callable[[list[tuple[object, Event]]], None]
+"""Called once per tick from the engine's thread with every (handle, event) of that tick; must not block."""
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since start and gauges of now, read by /metrics; written by the engine's thread alone."""
+
+    running: int = 0
+    waiting: int = 0
+    rows: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    """pages that a live sequence refers to"""
+    pages_cached: int = 0
+    """pages kept only because a later prompt may share them"""
+    prefix_queries: int = 0
+    """prompt tokens looked up in the prefix cache"""
+    prefix_hits: int = 0
+    """prompt tokens found there"""
+    prompt_tokens: int = 0
+    """tokens prefilled"""
+    generation_tokens: int = 0
+    steps: int = 0
+    decode_rows: int = 0
+    """sum of the rows of all decode steps"""
+    forks: int = 0
+    preemptions: int = 0
+    score_batches: dict[str, int] = field(default_factory=dict)
+    score_items: dict[str, int] = field(default_factory=dict)
+    score_seconds: dict[str, float] = field(default_factory=dict)
+    guide_errors: dict[str, int] = field(default_factory=dict)

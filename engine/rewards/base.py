@@ -1,0 +1,26 @@
+"""What a reward is: a named scorer of whole answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimtab.engine.vocabulary import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A conversation and one answer to it; the messages end with the turn that is answered."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+class Reward(Protocol):
+    """A scorer of whole answers; higher is better, and a score does not depend on the rest of the batch."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return one finite score per pair; GuideError if a score is not finite."""
+        ...

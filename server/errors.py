@@ -1,0 +1,141 @@
+"""Every error of the HTTP interface as OpenAI's error body."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trimtab.engine.errors import GuideError, InvalidRequest, Overloaded
+from trimtab.server.bridge import ClientGone
+from trimtab.server.nearest import nearest
+
+log = logging.getLogger("trimtab.server")
+
+NO_RETRY = {"x-should-retry": "false"}
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+
+
+class ApiError(HTTPException):
+    """An answer other than 200: HTTP status, message, and OpenAI's `param` and `code`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param = param
+        self.code = code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """`{"error": {message, type, param, code}}`"""
+        kind = _TYPES.get(self.status_code, "invalid_request_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The error as a whole HTTP response."""
+        return JSONResponse(self.body, self.status_code, dict(self.headers or {}))
+
+
+def api_error(error: Exception) -> ApiError:
+    """What the client is told about `error`; anything unforeseen is logged here and told as a bare 500."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InvalidRequest):
+        return ApiError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, Overloaded):
+        retry = str(max(1, round(error.retry_after)))
+        return ApiError(503, str(error), code="overloaded", headers={"retry-after": retry})
+    if isinstance(error, GuideError):
+        log.error("%s", error)
+        return ApiError(500, f"guide {error.guide!r} failed", code="guide_error", headers=NO_RETRY)
+    log.error("internal error", exc_info=error)
+    message = "internal error; the server's log has the details under this x-request-id"
+    return ApiError(500, message, code="internal_error", headers=NO_RETRY)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception that leaves a route, and every path that has none, with an error body."""
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        return api_error(error).response()
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _from_http(app, request, error).response()
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _from_validation(error).response()
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nginx's code; nobody reads it
+
+    app.add_exception_handler(ClientGone, gone)
+    for kind in (InvalidRequest, Overloaded, GuideError):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _from_http(app: FastAPI, request: Request, error: HTTPException) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    path = request.url.path
+    if error.status_code == 404:
+        close = nearest(path, app.openapi()["paths"])
+        advice = f"; did you mean {close}?" if close else ""
+        return ApiError(404, f"nothing is served at {path}{advice}", code="not_found")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{path} does not take {request.method}; use {allowed}"
+        return ApiError(405, message, code="method_not_allowed", headers=error.headers)
+    return ApiError(error.status_code, str(error.detail), headers=error.headers)
+
+
+_CODES = {"missing": "missing_required_parameter", "unknown_parameter": "unknown_parameter"}
+
+
+def _from_validation(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    context = first.get("ctx", {})
+    param = param_name([*first["loc"][1:], *([context["param"]] if "param" in context else [])])
+    kind = first["type"]
+    if kind == "missing":
+        message = f"{param} is required" if param else "a JSON object is required as the body"
+    elif "param" in context:
+        message = first["msg"]
+    else:
+        message = f"{param}: {first['msg'][0].lower()}{first['msg'][1:]}" if param else first["msg"]
+    code = kind if kind.endswith("_parameter") else _CODES.get(kind, "invalid_value")
+    return ApiError(400, message, param=param, code=code)
+
+
+def param_name(location: list[int | str] | tuple[int | str, ...]) -> str | None:
+    """`("messages", 0, "content")` as `messages[0].content`; tags of unions, in parentheses, are left out."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not part.startswith("("):
+            name += f".{part}"
+    return name.lstrip(".") or None

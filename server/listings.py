@@ -1,0 +1,72 @@
+"""What this server offers: models, strategies, and its tokenizer."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from trimtab.decoders.registry import strategies
+from trimtab.server.body import JsonRoute
+from trimtab.server.schema.responses import ModelCard, ModelList
+from trimtab.server.schema.tokens import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from trimtab.server.service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    """Models, strategies, tokenize and detokenize."""
+    router = APIRouter(route_class=JsonRoute)
+    llm = service.llm
+    card = ModelCard(id=llm.model_name, created=service.created, max_model_len=llm.context_length)
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        """The models that requests may name."""
+        return ModelList(data=[card])
+
+    @router.get("/v1/models/{model:path}")
+    async def model(model: str) -> ModelCard:
+        """One model."""
+        service.check_model(model)
+        return card
+
+    @router.get("/v1/strategies")
+    async def list_strategies() -> dict[str, Any]:
+        """Every decoding strategy with its parameters' JSON Schema, and the rewards they may name."""
+        described = [strategy.describe() for strategy in strategies().values()]
+        return {"object": "list", "data": described, "rewards": sorted(llm.rewards)}
+
+    @router.post("/tokenize")
+    def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+        """Token ids of a text or of a conversation under the chat template."""
+        if body.model is not None:
+            service.check_model(body.model)
+        if body.messages is not None:
+            tokens = llm.vocabulary.chat(
+                [message.to_message() for message in body.messages],
+                add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+                continue_final_message=body.continue_final_message,
+                template_kwargs=body.chat_template_kwargs,
+            )
+        else:
+            tokens = llm.vocabulary.encode(body.prompt or "", body.add_special_tokens)
+        strings = [llm.vocabulary.token_bytes(t).decode("utf-8", "replace") for t in tokens]
+        return TokenizeResponse(
+            count=len(tokens),
+            max_model_len=llm.context_length,
+            tokens=tokens,
+            token_strs=strings if body.return_token_strs else None,
+        )
+
+    @router.post("/detokenize")
+    def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+        """The text of token ids."""
+        if body.model is not None:
+            service.check_model(body.model)
+        body.check_ids(llm.vocabulary.size)
+        return DetokenizeResponse(prompt=llm.vocabulary.decode(body.tokens, skip_special_tokens=False))
+
+    return router

@@ -1,0 +1,61 @@
+"""The numbers beside an answer: usage, and the `decoding` object that says what was done and spent."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trimtab.engine.results import Candidate, Result
+from trimtab.server.schema.responses import CompletionUsage, PromptTokensDetails
+
+if TYPE_CHECKING:
+    from trimtab.llm import PreparedRequest
+
+PLAIN = "sample"
+"""the strategy without search, whose candidates are the choices themselves"""
+
+
+def usage(results: Sequence[Result]) -> CompletionUsage:
+    """Tokens read and delivered by all prompts of a request."""
+    prompt = sum(result.usage.prompt_tokens for result in results)
+    completion = sum(result.usage.completion_tokens for result in results)
+    cached = sum(result.usage.cached_tokens for result in results)
+    return CompletionUsage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+    )
+
+
+def decoding(prepared: "PreparedRequest", result: Result) -> dict[str, Any]:
+    """Resolved spec, candidates with rewards (and texts, under a search), cost per model and phase."""
+    search = prepared.strategy != PLAIN
+    chosen = {c.choice: index for index, c in enumerate(result.candidates) if c.choice is not None}
+    return {
+        "spec": dict(prepared.decoding),
+        "chosen": [chosen.get(index) for index in range(len(result.choices))],
+        "candidates": [_candidate(candidate, search) for candidate in result.candidates],
+        "model_tokens": result.usage.model_tokens,
+        "forwards": result.usage.forwards,
+        "milliseconds": {phase: round(ms, 3) for phase, ms in result.usage.milliseconds.items()},
+        "preemptions": result.usage.preemptions,
+        "stopped_by": result.stopped_by,
+        "seed": result.seed,
+    }
+
+
+def decodings(
+    prepared: Sequence["PreparedRequest"], results: Sequence[Result]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """One report for one prompt, a list of them for several."""
+    reports = [decoding(request, result) for request, result in zip(prepared, results, strict=True)]
+    return reports[0] if len(reports) == 1 else reports
+
+
+def _candidate(candidate: Candidate, with_text: bool) -> dict[str, Any]:
+    told = {
+        "tokens": candidate.tokens,
+        "reward": candidate.reward,
+        "finish_reason": candidate.finish_reason,
+        "choice": candidate.choice,
+    }
+    return {"text": candidate.text, **told} if with_text else told

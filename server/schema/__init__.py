@@ -1,0 +1,1 @@
+"""The wire format: OpenAI's requests and responses, with vLLM's names for what OpenAI does not have."""

@@ -1,0 +1,283 @@
+"""The engine as a Python object: for scripts and notebooks, and what the server is built on."""
+
+import secrets
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from tqdm import tqdm
+
+from trimtab.decoders.spec import DecodingSpec
+from trimtab.engine.engine import Engine
+from trimtab.engine.errors import InvalidRequest
+from trimtab.engine.job import Request
+from trimtab.engine.loading import load_causal_lm
+from trimtab.engine.pages import PagePool
+from trimtab.engine.plan import SteerPlan
+from trimtab.engine.results import Deliver, EngineStats, Event, Failure, Result
+from trimtab.engine.rewards import Reward, build_rewards
+from trimtab.engine.runner import ModelRunner
+from trimtab.engine.sampling import SamplingParams
+from trimtab.engine.settings import EngineSettings
+from trimtab.engine.vocabulary import Message, TextStream, Vocabulary
+from trimtab.engine.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request before it is validated; exactly one of `prompt` and `messages` is given."""
+
+    prompt: str | Sequence[int] | None = None
+    messages: tuple[Message, ...] | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    n: int = 1
+    """choices to return"""
+    decoding: Mapping[str, Any] | None = None
+    """strategy and parameters, as over the wire; absent: plain sampling"""
+    cache_salt: str = ""
+    """requests share cached prefixes only with requests of the same salt"""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = True
+    """for text prompts: let the tokenizer add what it puts before a text (BOS)"""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that can run: tokenised, every limit checked, the seed drawn."""
+
+    request: GenerationRequest
+    prompt_ids: "array[int]"
+    spec: DecodingSpec
+    seed: int
+    max_tokens: int
+    rows: int
+
+    @property
+    def strategy(self) -> str:
+        return self.spec.strategy
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The resolved `decoding` object, as it is echoed in the response."""
+        return self.spec.dump()
+
+
+class LLM:
+    """A frozen language model with its guides, decoding any number of requests in shared batches.
+
+    Loading raises ModelLoadError. Use it as a context manager, or `close()` it, to stop its thread.
+    """
+
+    def __init__(self, model: str | None = None, *, settings: EngineSettings | None = None) -> None:
+        settings = settings or EngineSettings()
+        self.settings = settings if model is None else settings.model_copy(update={"model": model})
+        settings = self.settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = load_causal_lm(
+            settings.model, dtype=settings.dtype, device=device, trust_remote_code=settings.trust_remote_code
+        )
+        self.model_name = _short_name(settings.model)
+        self.fingerprint = loaded.fingerprint
+        self.stats = EngineStats()
+        self.rewards: Mapping[str, Reward] = build_rewards(
+            settings.guides, device=device, trust_remote_code=settings.trust_remote_code
+        )
+        pages = settings.pool_tokens // settings.page_size + 1
+        pool = PagePool(pages, settings.page_size, share=settings.prefix_cache)
+        runner = ModelRunner(loaded.model, pool, packed=settings.packed)
+        self.vocabulary = Vocabulary(loaded.tokenizer, runner.vocab_size)
+        self.context_length = min(
+            settings.context_length or loaded.context_length, loaded.context_length, pool.total * pool.page_size
+        )
+        self._eos_ids = loaded.eos_ids
+        self._vocab_size = runner.vocab_size
+        self._salt = loaded.fingerprint.encode()
+        self._worker = Worker(Engine(runner, self.rewards, settings, self.stats), max_waiting=settings.max_waiting)
+
+    @property
+    def failed(self) -> Exception | None:
+        """Why the engine stopped for good, if it did."""
+        return self._worker.failed
+
+    def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
+        spec = DecodingSpec.parse(request.decoding)
+        spec.params.check(choices=request.n, rewards=self.rewards.keys())
+        rows = spec.program.rows(request.n)
+        if rows > self.settings.max_rows:
+            raise InvalidRequest(
+                f"the request decodes {rows} answers at once and this server at most {self.settings.max_rows} "
+                "(setting engine.max_rows): ask for fewer",
+                param="n" if rows == request.n else "decoding.n",
+            )
+        sampling = request.sampling
+        for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+            if max(ids, default=0) >= self._vocab_size:
+                raise InvalidRequest(
+                    f"{name}: token id {max(ids)} is outside the vocabulary of {self._vocab_size}", param=name
+                )
+        prompt = self._tokenise(request)
+        room = self.context_length - len(prompt)
+        wanted = sampling.max_tokens
+        if room < (1 if wanted is None else wanted):
+            raise InvalidRequest(
+                f"this model's context holds {self.context_length} tokens, but the prompt has {len(prompt)}"
+                + (f" and max_tokens is {wanted}" if wanted is not None else "")
+                + ": shorten the prompt or the answer",
+                param="prompt" if request.messages is None else "messages",
+                code="context_length_exceeded",
+            )
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        return PreparedRequest(request, prompt, spec, seed, room if wanted is None else wanted, rows)
+
+    def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
+        """Start a request; `deliver` gets its events from the engine's thread. Raises Overloaded."""
+        request, sampling = prepared.request, prepared.request.sampling
+        messages = request.messages
+        if messages is None:
+            text = request.prompt if isinstance(request.prompt, str) else self.vocabulary.decode(prepared.prompt_ids)
+            messages = (Message(role="user", content=text),)
+        self._worker.submit(
+            Request(
+                handle=handle,
+                deliver=deliver,
+                prompt=prepared.prompt_ids,
+                messages=messages,
+                program=prepared.spec.program,
+                plan=SteerPlan.compile(sampling, seed=prepared.seed, eos_ids=self._eos_ids),
+                text=TextStream(
+                    self.vocabulary,
+                    stop=sampling.stop,
+                    include_stop=sampling.include_stop_str_in_output,
+                    skip_special=sampling.skip_special_tokens,
+                ),
+                choices=request.n,
+                rows=prepared.rows,
+                max_tokens=prepared.max_tokens,
+                salt=self._salt + request.cache_salt.encode(),
+            )
+        )
+
+    def cancel(self, handle: object) -> None:
+        """Give a request up; its rows and pages are free one tick later. Any thread, any time."""
+        self._worker.cancel(handle)
+
+    def drain(self) -> None:
+        """Refuse new requests with Overloaded; those submitted go on."""
+        self._worker.drain()
+
+    def close(self) -> None:
+        """Stop the engine's thread; requests still running end with Cancelled."""
+        self._worker.close()
+
+    def generate(
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        sampling: SamplingParams | None = None,
+        *,
+        n: int = 1,
+        decoding: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> list[Result]:
+        """Continue each prompt (text or token ids); one result per prompt, in order."""
+        sampling = sampling or SamplingParams()
+        requests = [GenerationRequest(prompt=each, sampling=sampling, n=n, decoding=decoding) for each in prompts]
+        return self._run(requests, progress)
+
+    def chat(
+        self,
+        conversations: Iterable[Sequence[Message]],
+        sampling: SamplingParams | None = None,
+        *,
+        n: int = 1,
+        decoding: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> list[Result]:
+        """Answer each conversation under the model's chat template; one result per conversation, in order."""
+        sampling = sampling or SamplingParams()
+        requests = [
+            GenerationRequest(messages=tuple(each), sampling=sampling, n=n, decoding=decoding) for each in conversations
+        ]
+        return self._run(requests, progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, requests: list[GenerationRequest], progress: bool) -> list[Result]:
+        """Run all requests at once and wait; the first failure cancels the rest and is raised."""
+        ready = [self.prepare(request) for request in requests]
+        events: SimpleQueue[tuple[object, Event]] = SimpleQueue()
+        handles = [object() for _ in ready]
+        results: dict[object, Result] = {}
+
+        def deliver(batch: list[tuple[object, Event]]) -> None:
+            for item in batch:
+                events.put(item)
+
+        waiting = iter(zip(ready, handles, strict=True))
+        try:
+            with tqdm(total=len(ready), unit="request", disable=not progress) as bar:
+                for prepared, handle in (next(waiting) for _ in range(min(self.settings.max_waiting, len(ready)))):
+                    self.submit(prepared, handle, deliver)
+                while len(results) < len(ready):
+                    handle, event = events.get()
+                    if isinstance(event, Failure):
+                        raise event.error
+                    if isinstance(event, Result):
+                        results[handle] = event
+                        bar.update()
+                        for prepared, following in waiting:
+                            self.submit(prepared, following, deliver)
+                            break
+        except BaseException:
+            for handle in handles:
+                self.cancel(handle)
+            raise
+        return [results[handle] for handle in handles]
+
+    def _tokenise(self, request: GenerationRequest) -> "array[int]":
+        if request.messages is not None:
+            if not request.messages:
+                raise InvalidRequest("messages is empty: send at least one message", param="messages")
+            ids = self.vocabulary.chat(
+                request.messages,
+                add_generation_prompt=request.add_generation_prompt,
+                continue_final_message=request.continue_final_message,
+                template_kwargs=request.chat_template_kwargs,
+            )
+        elif isinstance(request.prompt, str):
+            ids = self.vocabulary.encode(request.prompt, add_special_tokens=request.add_special_tokens)
+        else:
+            ids = list(request.prompt or ())
+            for token in ids:
+                if not 0 <= token < self._vocab_size:
+                    raise InvalidRequest(
+                        f"prompt: token id {token} is outside the vocabulary of {self._vocab_size}", param="prompt"
+                    )
+        if not ids:
+            raise InvalidRequest("the prompt is empty: send at least one token", param="prompt")
+        return array("q", ids)
+
+
+def _short_name(source: str) -> str:
+    """Model id of a source: `demo`, a hub id as it is, the wheel's name, or the last part of a path."""
+    if source.startswith("pypi:"):
+        return source.removeprefix("pypi:").split("==")[0]
+    path = Path(source)
+    return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else source

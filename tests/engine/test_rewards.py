@@ -1,0 +1,274 @@
+import math
+from typing import Any, Literal
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from trimtab.engine.errors import GuideError
+from trimtab.engine.loading import LoadedModel
+from trimtab.engine.rewards import GuideConfig, Pair, RewardModelConfig, build_rewards, default_guides
+from trimtab.engine.rewards.classifier import ClassifierReward
+from trimtab.engine.rewards.program import PROGRAMS, Json, Keywords, Length, Lexicon, Program, Regex
+from trimtab.engine.vocabulary import Message
+
+WORDS = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(60)), "\n"]
+CONTEXT = 48
+
+
+def tokenizer_of(*, pad: str | None = "</s>", bos: bool = True) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(WORDS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad
+    )
+
+
+SMALL: dict[str, Any] = {"vocab_size": len(WORDS), "eos_token_id": 2}
+
+
+def tiny(kind: str, labels: int = 1, pad_id: int | None = 2) -> PreTrainedModel:
+    torch.manual_seed(0)
+    common = {**SMALL, "num_labels": labels, "pad_token_id": pad_id}
+    wide = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model: PreTrainedModel
+    match kind:
+        case "llama":
+            config = LlamaConfig(**common, **wide, max_position_embeddings=CONTEXT)
+            model = LlamaForSequenceClassification(config)
+        case "gpt2":
+            model = GPT2ForSequenceClassification(
+                GPT2Config(**common, n_embd=16, n_layer=2, n_head=2, n_positions=CONTEXT)
+            )
+        case "bert":
+            model = BertForSequenceClassification(BertConfig(**common, **wide, max_position_embeddings=CONTEXT))
+        case _:
+            model = DistilBertForSequenceClassification(
+                DistilBertConfig(
+                    **common, dim=16, hidden_dim=32, n_layers=2, n_heads=2, max_position_embeddings=CONTEXT
+                )
+            )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)  # the usual start is too flat to tell scores apart
+    return model.eval().requires_grad_(False)
+
+
+def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        source="tiny",
+        fingerprint="",
+        dtype=torch.float32,
+        context_length=CONTEXT,
+        eos_ids=frozenset({2}),
+    )
+
+
+def pair(prompt: str, answer: str) -> Pair:
+    return Pair((Message(role="user", content=prompt),), answer)
+
+
+# Answers that end with the pad token are the trap: counting pads from the right would miss their end.
+PAIRS = [
+    pair("w1 w2", "w3"),
+    pair("w1", " ".join(f"w{n}" for n in range(30))),
+    pair("w5 w6 w7", "w8 </s>"),
+    pair("w5 w6 w7", "w8 </s> </s>"),
+    pair("w9", ""),
+    pair("w9 w9 w9 w9", "w10 w11 w12 w13 w14"),
+    pair("w20", "w21"),
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "distilbert"])
+@pytest.mark.parametrize("pad", ["</s>", None])
+def test_scores_do_not_depend_on_batch_or_padding(kind: str, pad: str | None) -> None:
+    model = tiny(kind, pad_id=None if pad is None else 2)
+    reward = ClassifierReward("r", loaded(model, tokenizer_of(pad=pad)))
+    alone = [reward.score([each])[0] for each in PAIRS]
+    assert len({round(score, 3) for score in alone}) == len(PAIRS)
+    for rows in (2, 7):
+        batched = [score for at in range(0, 7, rows) for score in reward.score(PAIRS[at : at + rows])]
+        assert batched == pytest.approx(alone, abs=1e-4)
+    for budget in (1, 40, 75):
+        small = ClassifierReward("r", loaded(model, tokenizer_of(pad=pad)), max_batch_tokens=budget)
+        assert small.score(PAIRS) == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_score_is_the_logit_of_the_plain_forward(kind: str) -> None:
+    model = tiny(kind)
+    reward = ClassifierReward("r", loaded(model, tokenizer_of()))
+    each = PAIRS[0]
+    ids = reward.encode(each)
+    assert ids == [1, 4, 5, 6]  # <s> w1 w2 w3
+    expected = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits.item()
+    assert reward.score([each]) == pytest.approx([expected], abs=1e-5)
+
+
+def test_the_chat_template_of_the_reward_model_is_used() -> None:
+    tokenizer = tokenizer_of()
+    tokenizer.chat_template = "{% for m in messages %}w50 {{ m.content }} w51 {% endfor %}"
+    reward = ClassifierReward("r", loaded(tiny("llama"), tokenizer))
+    assert reward.encode(pair("w1", "w2")) == [53, 4, 54, 53, 5, 54]
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    with pytest.raises(GuideError, match=r"'r': .*no such role"):
+        reward.score(PAIRS)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_long_input_loses_its_beginning(bos: bool) -> None:
+    reward = ClassifierReward("r", loaded(tiny("llama"), tokenizer_of(bos=bos)))
+    ids = reward.encode(pair(" ".join(["w1"] * 60), "w2 w3"))
+    assert len(ids) == CONTEXT
+    assert ids[:2] == ([1, 4] if bos else [4, 4])
+    assert ids[-3:] == [4, 5, 6]
+    assert math.isfinite(reward.score([pair("w1", "w2 " * 100)])[0])
+
+
+def test_labels() -> None:
+    def scores(model: PreTrainedModel, label: str | None) -> float:
+        return ClassifierReward("r", loaded(model, tokenizer_of()), label=label).score(PAIRS[:1])[0]
+
+    two = tiny("llama", labels=2)
+    two.config.id2label = {0: "NEGATIVE", 1: "POSITIVE"}
+    ids = torch.tensor([[1, 4, 5, 6]])
+    logits = two(input_ids=ids).logits[0]
+    assert scores(two, None) == pytest.approx((logits[1] - logits[0]).item(), abs=1e-5)
+    assert scores(two, "POSITIVE") == scores(two, None)
+    assert scores(two, "NEGATIVE") == -scores(two, None)
+    three = tiny("llama", labels=3)
+    three.config.id2label = {0: "x", 1: "y", 2: "z"}
+    assert scores(three, "y") == pytest.approx(three(input_ids=ids).logits[0, 1].item(), abs=1e-5)
+    with pytest.raises(GuideError, match="one of x, y, z"):
+        scores(three, None)
+    with pytest.raises(GuideError, match="no label 'w': use one of x, y, z"):
+        scores(three, "w")
+
+
+def test_scores_that_are_not_finite_name_the_guide() -> None:
+    model = tiny("llama")
+    model.score.weight.fill_(math.nan)
+    with pytest.raises(GuideError, match="'taste'"):
+        ClassifierReward("taste", loaded(model, tokenizer_of())).score(PAIRS)
+    with pytest.raises(GuideError, match="'big'"):
+        build_rewards({"big": Lexicon(weights={"a": 1e308})})["big"].score([pair("", "a a a a a")])
+
+
+def of(program: Program, answer: str) -> float:
+    return program.score("prompt", answer)
+
+
+def test_length() -> None:
+    assert of(Length(target=4), "a b c") == -0.25
+    assert of(Length(target=4), "a b c d") == 0
+    assert of(Length(target=4, unit="characters"), "a b c") == -0.25
+    assert of(Length(direction="longer"), "a b c") == 3
+    assert of(Length(direction="shorter", unit="characters"), "a b c") == -5
+    for bad in ({}, {"target": 3, "direction": "longer"}):
+        with pytest.raises(ValidationError, match="exactly one"):
+            Length(**bad)
+
+
+def test_keywords() -> None:
+    both = Keywords(words=("cat", "red dog"), forbidden=("bad",))
+    assert of(both, "The CAT and a red dog.") == 1
+    assert of(both, "category, red dogs") == 0
+    assert of(both, "cat! bad") == -0.5
+    assert of(Keywords(words=("Cat",), case_sensitive=True), "cat") == 0
+    assert of(Keywords(words=("c++", "(x)")), "c++ (x)") == 1
+    assert of(Keywords(forbidden=("bad",)), "bad") == -1
+    for bad in ({}, {"words": (" ",)}):
+        with pytest.raises(ValidationError):
+            Keywords(**bad)
+
+
+def test_regex() -> None:
+    assert of(Regex(pattern=r"\d+"), "a 12 b 3") == 1
+    assert of(Regex(pattern=r"\d+"), "none") == 0
+    assert of(Regex(pattern=r"\d+", mode="count"), "a 12 b 3") == 2
+    assert of(Regex(pattern=r"x", max_characters=3), "abcx") == 0
+    for bad in ("(", "a" * 1001, ""):
+        with pytest.raises(ValidationError):
+            Regex(pattern=bad)
+
+
+@pytest.mark.parametrize(
+    ("answer", "plain", "required"),
+    [
+        ('{"a": 1, "b": null}', 1, 1),
+        (' {"a": 1}\n', 1, 0),
+        ("[1, 2]", 1, 0),
+        ('{"a": 1,}', 0, 0),
+        ("NaN", 0, 0),
+        ('{"a": Infinity, "b": 1}', 0, 0),
+        ("", 0, 0),
+        ("[" * 100_000, 0, 0),
+        ("1" * 5000, 0, 0),
+    ],
+)
+def test_json(answer: str, plain: float, required: float) -> None:
+    assert of(Json(), answer) == plain
+    assert of(Json(required=("a", "b")), answer) == required
+
+
+def test_lexicon() -> None:
+    lexicon = Lexicon(weights={"Good": 1.0, "don't": -2.0})
+    assert of(lexicon, "GOOD, good day now") == 2 / 2
+    assert of(lexicon, "don't") == -2
+    assert of(lexicon, "") == 0
+    for bad in ({}, {"two words": 1.0}, {"a": math.inf}):
+        with pytest.raises(ValidationError):
+            Lexicon(weights=bad)
+
+
+CONFIG: TypeAdapter[Any] = TypeAdapter(dict[str, GuideConfig])
+
+
+def test_configuration() -> None:
+    parsed = CONFIG.validate_python(
+        {
+            "brief": {"role": "program", "kind": "length", "direction": "shorter"},
+            "taste": {"role": "reward", "model": "org/name", "label": "GOOD"},
+        }
+    )
+    assert parsed == {
+        "brief": Length(direction="shorter"),
+        "taste": RewardModelConfig(model="org/name", label="GOOD"),
+    }
+    for bad in (
+        {"role": "program", "kind": "length", "direction": "shorter", "taget": 3},
+        {"role": "program", "kind": "size"},
+        {"role": "reward"},
+        {"role": "vase", "model": "x"},
+    ):
+        with pytest.raises(ValidationError):
+            CONFIG.validate_python({"g": bad})
+    assert sorted(PROGRAMS) == ["json", "keywords", "length", "lexicon", "regex"]
+
+
+def test_default_guides_score_what_they_say() -> None:
+    rewards = build_rewards(default_guides())
+    assert {name: reward.name for name, reward in rewards.items()} == {name: name for name in default_guides()}
+    pairs = [pair("q", "a good answer"), pair("q", "bad")]
+    better: dict[str, Literal[0, 1]] = {"length": 0, "brevity": 1, "positivity": 0}
+    for name, index in better.items():
+        scores = rewards[name].score(pairs)
+        assert scores[index] > scores[1 - index]
+    assert rewards["json"].score([pair("q", "{}"), pair("q", "{")]) == [1, 0]

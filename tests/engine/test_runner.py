@@ -1,0 +1,165 @@
+"""Paged forwards of real transformers modules against the plain ones."""
+
+from array import array
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIGS, VOCAB, tiny_model
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from trimtab.engine.errors import ModelLoadError
+from trimtab.engine.kv import Step
+from trimtab.engine.pages import PagePool, PageTable
+from trimtab.engine.runner import ModelRunner
+
+
+class Row:
+    """One sequence run by hand."""
+
+    def __init__(self, runner: ModelRunner, table: PageTable | None = None, tokens: "array[int] | None" = None) -> None:
+        self.runner = runner
+        self.table = table or PageTable(runner.pool)
+        self.tokens = tokens or array("q")
+
+    def prefill(self, tokens: list[int]) -> None:
+        self.table.reserve(len(self.tokens) + len(tokens))
+        self.runner.prefill([(self.table, tokens)])
+        self.tokens.extend(tokens)
+        self.table.stored(self.tokens, len(self.tokens))
+
+    def fork(self) -> "Row":
+        return Row(self.runner, self.table.fork(), self.tokens[:])
+
+    def trim(self, length: int) -> None:
+        self.table.trim(length)
+        del self.tokens[length:]
+
+
+def decode(rows: list[Row], tokens: list[int]) -> Tensor:
+    for row, token in zip(rows, tokens, strict=True):
+        row.table.reserve(len(row.tokens) + 1)
+        row.tokens.append(token)
+    logits = rows[0].runner.decode([(row.table, [token]) for row, token in zip(rows, tokens, strict=True)])
+    for row in rows:
+        row.table.stored(row.tokens, len(row.tokens))
+    return logits
+
+
+def ids(seed: int, length: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def plain(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(request.param)
+
+
+@torch.inference_mode()
+def fresh(model: PreTrainedModel, tokens: "array[int]") -> Tensor:
+    """Last logits of a forward over all tokens, without any cache."""
+    return model(input_ids=torch.tensor([tokens.tolist()])).logits[0, -1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("page_size", [1, 5, 16])
+def test_logits_after_fork_trim_and_copy_equal_a_fresh_forward(plain: PreTrainedModel, page_size: int) -> None:
+    runner = ModelRunner(tiny_model(plain.config.model_type), PagePool(400, page_size))
+    first = Row(runner)
+    first.prefill(ids(0, 13))
+    first.prefill(ids(1, 8))
+    second, third = first.fork(), first.fork()
+    other = Row(runner)
+    other.prefill(ids(2, 3))
+    rows = [first, second, third, other]
+    for step in range(7):
+        logits = decode(rows, ids(10 + step, 4))
+        for row, got in zip(rows, logits, strict=True):
+            torch.testing.assert_close(got, fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
+    first.trim(17)
+    fourth = first.fork()
+    second.table.free()
+    found = Row(runner)
+    found.table.match(third.tokens)
+    assert found.table.length == len(third.tokens) // page_size * page_size
+    found.tokens = third.tokens[: found.table.length]
+    rows = [found, third, fourth, first, other]
+    for step in range(3):
+        logits = decode(rows, ids(20 + step, 5))
+        for row, got in zip(rows, logits, strict=True):
+            torch.testing.assert_close(got, fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_tokens_equal_generate_alone_and_in_a_ragged_batch(plain: PreTrainedModel) -> None:
+    runner = ModelRunner(tiny_model(plain.config.model_type), PagePool(400, 8))
+    prompts = [ids(i, 2 + 7 * i) for i in range(6)]
+    plain.generation_config.eos_token_id = None  # the answers go on to their full length
+    config = GenerationConfig(max_new_tokens=24, do_sample=False, pad_token_id=0)
+    expected = []
+    for prompt in prompts:
+        given = torch.tensor([prompt])
+        out = plain.generate(given, generation_config=config, attention_mask=torch.ones_like(given))
+        expected.append(out[0, len(prompt) :].tolist())
+    assert len({tuple(answer) for answer in expected}) == len(prompts), "the model must tell its prompts apart"
+    assert len({token for answer in expected for token in answer}) > 20, "constant answers would prove little"
+    for batch in (*[[i] for i in range(6)], list(range(6))):
+        rows = [Row(runner) for _ in batch]
+        for row, i in zip(rows, batch, strict=True):
+            row.prefill(prompts[i][:-1])
+        tokens = [prompts[i][-1] for i in batch]
+        answers: list[list[int]] = [[] for _ in batch]
+        for _ in range(24):
+            tokens = decode(rows, tokens).argmax(-1).tolist()
+            for answer, token in zip(answers, tokens, strict=True):
+                answer.append(token)
+        assert answers == [expected[i] for i in batch]
+        for row in rows:
+            row.table.free()
+
+
+def test_prefill_of_a_padded_batch_equals_one_by_one() -> None:
+    plain = tiny_model("llama")
+    runner = ModelRunner(tiny_model("llama"), PagePool(100, 4))
+    rows = [Row(runner) for _ in range(3)]
+    prompts = [ids(i, n) for i, n in enumerate((9, 1, 5))]
+    for row, prompt in zip(rows, prompts, strict=True):
+        row.table.reserve(len(prompt))
+    runner.prefill([(row.table, prompt) for row, prompt in zip(rows, prompts, strict=True)])
+    for row, prompt in zip(rows, prompts, strict=True):
+        row.tokens.extend(prompt)
+        row.table.stored(row.tokens, len(prompt))
+    logits = decode(rows, [1, 2, 3])
+    for row, got in zip(rows, logits, strict=True):
+        torch.testing.assert_close(got, fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_very_unequal_length_are_attended_in_groups() -> None:
+    pool = PagePool(500, 1)
+    tables = []
+    for length in (200, 190, 4, 3, 3):
+        table = PageTable(pool)
+        table.reserve(length + 1)
+        table.length = length
+        tables.append(table)
+    step = Step.plan(tables, [1] * 5, dtype=torch.float32, device=torch.device("cpu"))
+    assert [(g.rows.start, g.rows.stop) for g in step.groups] == [(0, 2), (2, 5)]
+    assert sum(len(group.pages) for group in step.groups) == 2 * 201 + 3 * 5
+
+
+def test_a_model_whose_attention_is_not_plain_is_refused() -> None:
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.forward = _shifted(layer.self_attn.forward)
+    with pytest.raises(ModelLoadError, match="same logits"):
+        ModelRunner(model, PagePool(20, 4))
+
+
+def _shifted(forward: object) -> object:
+    """An attention whose result depends on the implementation's name, as a feature we do not know would."""
+
+    def run(*args: object, **kwargs: object) -> object:
+        out, weights = forward(*args, **kwargs)  # type: ignore[operator]
+        attention = forward.__self__.config._attn_implementation  # type: ignore[attr-defined]
+        return (out if attention == "trimtab_paged" else out * 3), weights
+
+    return run

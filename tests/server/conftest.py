@@ -1,0 +1,205 @@
+"""A tiny random model behind a real uvicorn, and engines that misbehave in ways the real one cannot be made to."""
+
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+from openai import OpenAI
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trimtab.decoders.spec import DecodingSpec
+from trimtab.engine.errors import Overloaded
+from trimtab.engine.results import Candidate, Choice, Deliver, Delta, EngineStats, Event, Failure, Result, Usage
+from trimtab.engine.settings import EngineSettings
+from trimtab.engine.vocabulary import Vocabulary
+from trimtab.llm import LLM, GenerationRequest, PreparedRequest
+from trimtab.server.app import create_app
+from trimtab.server.serve import DrainingServer, bind, uvicorn_config
+from trimtab.server.settings import ServerSettings, Settings
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if not (loop.last and continue_final_message) %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, five special tokens, a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a byte vocabulary, as a transformers folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llm(model_folder: Path) -> Iterator[LLM]:
+    """The real engine on the tiny model."""
+    settings = EngineSettings(model=str(model_folder), dtype="float32", device="cpu", threads=1, pool_tokens=4096)
+    with LLM(settings=settings) as model:
+        yield model
+
+
+class FakeLLM:
+    """Follows the interface of LLM; the test plays the engine's thread through `say`, `end` and `fail`."""
+
+    def __init__(self, vocabulary: object) -> None:
+        self.settings = EngineSettings(model="fake")
+        self.model_name = "fake"
+        self.context_length = 512
+        self.vocabulary = vocabulary
+        self.rewards: dict[str, object] = {}
+        self.stats = EngineStats()
+        self.failed: Exception | None = None
+        self.refuses: Exception | None = None
+        self.submitted: list[tuple[PreparedRequest, object, Deliver]] = []
+        self.cancelled: list[object] = []
+        self.draining = False
+
+    def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        return PreparedRequest(request, array("q", [1, 2]), DecodingSpec.parse(request.decoding), 7, 9, request.n)
+
+    def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        if self.draining:
+            raise Overloaded("the server is shutting down", retry_after=5)
+        self.submitted.append((prepared, handle, deliver))
+
+    def cancel(self, handle: object) -> None:
+        self.cancelled.append(handle)
+
+    def drain(self) -> None:
+        self.draining = True
+
+    def say(self, text: str, choice: int = 0, request: int = -1) -> None:
+        self._deliver(request, Delta(choice, text, (65,), None))
+
+    def end(self, *texts: str, request: int = -1) -> None:
+        choices = tuple(Choice(text, (65,), "stop", None, None) for text in texts)
+        candidates = tuple(Candidate(text, 1, "stop", None, i) for i, text in enumerate(texts))
+        usage = Usage(2, 0, len(texts), {"base": 3}, {"base": 2}, {"total": 1.5}, 0)
+        self._deliver(request, Result(choices, candidates, usage, 7, "finished"))
+
+    def fail(self, error: Exception, request: int = -1) -> None:
+        self._deliver(request, Failure(error))
+
+    def _deliver(self, request: int, event: Event) -> None:
+        """From a thread of its own, as the engine does."""
+        _, handle, deliver = self.submitted[request]
+        thread = threading.Thread(target=deliver, args=([(handle, event)],))
+        thread.start()
+        thread.join()
+
+
+class Running:
+    """An app in a thread; `url` is where it listens."""
+
+    def __init__(self, llm: LLM, server: ServerSettings) -> None:
+        settings = ServerSettings(**{**server.model_dump(), "port": 0})
+        listener = bind(settings)
+        app = create_app(llm, Settings(server=settings))
+        self.service = app.state.service
+        self.server = DrainingServer(self.service, uvicorn_config(app))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
+        self.thread.start()
+        wait_until(lambda: self.server.started)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def shared(llm: LLM) -> Iterator[Running]:
+    """One server on the tiny model for all tests that only ask it things."""
+    running = Running(llm, ServerSettings(max_body_bytes=100_000))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def http(shared: Running) -> Iterator[httpx2.Client]:
+    """Plain HTTP to the shared server."""
+    with httpx2.Client(base_url=shared.url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def openai(shared: Running) -> Iterator[OpenAI]:
+    """OpenAI's client, which validates every response strictly."""
+    with OpenAI(
+        base_url=shared.url + "/v1",
+        api_key="none",
+        max_retries=0,
+        timeout=30,
+        _strict_response_validation=True,
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    """Start a server of one's own: `start(llm, ServerSettings(...))`."""
+    started: list[Running] = []
+
+    def start(llm: LLM, server: ServerSettings | None = None) -> Running:
+        started.append(Running(llm, server or ServerSettings()))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture
+def fake() -> FakeLLM:
+    """An engine that does what the test tells it to."""
+    return FakeLLM(Vocabulary(tiny_tokenizer()))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Poll until the condition holds; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.005)
+
+
+@pytest.fixture(name="wait_until")
+def wait_until_fixture() -> Callable[..., None]:
+    """Poll until a condition holds."""
+    return wait_until

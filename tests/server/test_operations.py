@@ -1,0 +1,75 @@
+"""Models, strategies, tokens, health and metrics of the shared server."""
+
+import httpx2
+
+from trimtab.decoders.registry import strategies
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+
+
+def test_alive_and_accepting(http: httpx2.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/ready").json() == {"status": "ready"}
+    assert http.get("/version").json()["version"]
+
+
+def test_strategies_are_those_of_the_registry(http: httpx2.Client) -> None:
+    listed = http.get("/v1/strategies").json()
+    assert [each["name"] for each in listed["data"]] == list(strategies())
+    assert listed["data"][0]["schema"]["properties"]["n"]["default"] == 8
+    assert "brevity" in listed["rewards"]
+
+
+def test_tokenize_and_back(http: httpx2.Client) -> None:
+    told = http.post("/tokenize", json={"prompt": "héé", "return_token_strs": True}).json()
+    assert told["count"] == len(told["tokens"]) == 5
+    assert told["token_strs"][0] == "h"
+    assert told["max_model_len"] == 512
+    assert http.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "héé"}
+
+
+def test_tokenize_applies_the_chat_template(http: httpx2.Client) -> None:
+    told = http.post("/tokenize", json={"messages": CHAT["messages"]}).json()
+    text = http.post("/detokenize", json={"tokens": told["tokens"]}).json()["prompt"]
+    assert text == "<|user|>Hi<|end|><|assistant|>"
+    used = http.post("/v1/chat/completions", json=CHAT).json()["usage"]["prompt_tokens"]
+    assert used == told["count"]
+
+
+def test_developer_is_the_templates_system(http: httpx2.Client) -> None:
+    told = http.post("/tokenize", json={"messages": [{"role": "developer", "content": "a"}]}).json()
+    text = http.post("/detokenize", json={"tokens": told["tokens"]}).json()["prompt"]
+    assert text.startswith("<|system|>a")
+
+
+def test_token_ids_are_returned_on_request(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json={**CHAT, "return_token_ids": True}).json()
+    assert len(told["prompt_token_ids"]) == told["usage"]["prompt_tokens"]
+    assert len(told["choices"][0]["token_ids"]) == told["usage"]["completion_tokens"]
+    assert "token_ids" not in http.post("/v1/chat/completions", json=CHAT).json()["choices"][0]
+
+
+def test_metrics_count_what_was_served(http: httpx2.Client) -> None:
+    before = _metrics(http)
+    decoding = {"strategy": "best_of_n", "n": 3, "reward": "brevity"}
+    told = http.post("/v1/chat/completions", json={**CHAT, "decoding": decoding}).json()
+    after = _metrics(http)
+
+    def grew(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    reason = told["choices"][0]["finish_reason"]
+    label = f'finished_reason="{reason}",strategy="best_of_n"'
+    assert grew(f"trimtab:request_success_total{{{label}}}") == 1
+    assert grew("trimtab:generation_tokens_total") == sum(c["tokens"] for c in told["decoding"]["candidates"])
+    assert grew("trimtab:prefix_cache_queries_total") > 0
+    assert grew('trimtab:reward_items_total{guide="brevity"}') == 3
+    assert grew('trimtab:candidates_per_request_sum{strategy="best_of_n"}') == 3
+    assert grew('trimtab:e2e_request_latency_seconds_count{strategy="best_of_n"}') == 1
+    assert after["trimtab:num_requests_running"] == 0
+    assert after["trimtab:kv_pages_used"] == 0
+
+
+def _metrics(http: httpx2.Client) -> dict[str, float]:
+    lines = http.get("/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}

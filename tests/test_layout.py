@@ -1,0 +1,203 @@
+"""The rules that keep the layout whole: links, layers, names, sizes, dependencies."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "trimtab"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+LINKED = {"server", "decoders", "engine", "kernels", "clients"}
+TOP = "llm"  # the files that lie in src/trimtab itself: __init__.py and llm.py
+
+# Who may import whom. server starts the terminal chat, hence clients.
+LAYERS = {
+    "server": {TOP, "decoders", "engine", "kernels", "clients"},
+    TOP: {"decoders", "engine", "kernels"},
+    "decoders": {"engine", "kernels"},
+    "engine": {"kernels"},
+    "kernels": set(),
+    "clients": set(),
+}
+SERVER_ONLY = {"fastapi", "starlette", "uvicorn", "asyncio", "anyio"}
+
+# Dependencies that no file imports, and why they are needed all the same.
+NEVER_IMPORTED = {
+    "accelerate": "transformers reads GGUF files through it",
+    "uvloop": "uvicorn picks it as its event loop when it is there",
+    "httptools": "uvicorn picks it as its parser when it is there",
+    "triton": "the GPU kernels are written in it: take this line out with the first import",
+}
+# Imported names that come with a declared dependency as part of its public interface.
+COMES_WITH = {
+    "click": "typer",
+    "pydantic_core": "pydantic",
+    "rich": "typer",
+    "starlette": "fastapi",
+    "tokenizers": "transformers",
+    "yaml": "pydantic_settings",
+}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The dotted names a module imports; of `from a import b` it is `a.b`, of a relative import `.a`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def unit_of(name: str) -> str | None:
+    """The part of trimtab that a dotted name belongs to; None for a name of someone else's."""
+    first, _, rest = name.partition(".")
+    if first != "trimtab":
+        return None
+    second = rest.partition(".")[0]
+    return second if second in LINKED else TOP
+
+
+def top_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def code() -> dict[str, dict[Path, ast.Module]]:
+    """The parsed files of the package by unit."""
+    files = {unit: sorted((ROOT / unit).rglob("*.py")) for unit in LINKED}
+    files[TOP] = sorted(PACKAGE.glob("*.py"))
+    return {unit: {path: ast.parse(path.read_text()) for path in paths} for unit, paths in files.items()}
+
+
+def every_file() -> list[Path]:
+    """Every Python file of the repository, once."""
+    apart = {"src", "build", "dist"}
+    folders = [f for f in ROOT.iterdir() if f.is_dir() and f.name not in apart and not f.name.startswith(".")]
+    ours = [folder for folder in folders if not (folder / "pyvenv.cfg").exists()]
+    return sorted([*PACKAGE.glob("*.py"), *(path for folder in ours for path in folder.rglob("*.py"))])
+
+
+CODE = code()
+
+
+def violations(forbidden: dict[str, set[str]]) -> list[str]:
+    """The imports of a top-level name that the unit holding the file may not import."""
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for unit, files in CODE.items()
+        for path, tree in files.items()
+        for name in imported(tree)
+        if top_of(name) in forbidden[unit]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "names", "unit"),
+    [
+        ("import trimtab.server.app as app", ["trimtab.server.app"], "server"),
+        ("from trimtab import engine", ["trimtab.engine"], "engine"),
+        ("from trimtab import LLM", ["trimtab.LLM"], TOP),
+        ("import trimtab", ["trimtab"], TOP),
+        ("def f():\n    from trimtab.llm import LLM", ["trimtab.llm.LLM"], TOP),
+        ("import kernels", ["kernels"], None),
+    ],
+)
+def test_reader_of_imports_sees_every_form(source: str, names: list[str], unit: str | None) -> None:
+    assert list(imported(ast.parse(source))) == names
+    assert unit_of(names[0]) == unit
+
+
+def test_package_links_to_the_code_folders() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == LINKED
+    for name in LINKED:
+        link = PACKAGE / name
+        assert link.is_symlink(), f"src/trimtab/{name} is a copy: make it a link again"
+        assert link.readlink() == Path("../..") / name
+        assert (ROOT / name).is_dir()
+
+
+def test_kernels_is_no_regular_package() -> None:
+    # transformers imports a regular package of that name when the root is on the path, and crashes.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    for name in LINKED - {"kernels"}:
+        assert (ROOT / name / "__init__.py").exists()
+
+
+def test_imports_point_down() -> None:
+    upward = [
+        f"{path.relative_to(ROOT)} ({unit}) imports {name}"
+        for unit, files in CODE.items()
+        for path, tree in files.items()
+        for name in imported(tree)
+        if unit_of(name) not in {None, unit, *LAYERS[unit]}
+    ]
+    assert not upward
+
+
+def test_web_framework_and_async_stay_in_server() -> None:
+    below = {unit: set() if unit == "server" else SERVER_ONLY for unit in CODE}
+    assert not violations(below)
+    coroutines = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for unit, files in CODE.items()
+        if unit != "server"
+        for path, tree in files.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AsyncFunctionDef | ast.Await)
+    ]
+    assert not coroutines
+
+
+def test_triton_stays_in_kernels() -> None:
+    assert not violations({unit: set() if unit == "kernels" else {"triton"} for unit in CODE})
+
+
+def test_no_bare_and_no_relative_imports() -> None:
+    bare = {*LINKED, "training"}
+    found = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in every_file()
+        for name in imported(ast.parse(path.read_text()))
+        if name.startswith(".") or top_of(name) in bare
+    ]
+    assert not found, "write trimtab.NAME"
+
+
+def test_ruff_bans_the_bare_names() -> None:
+    banned = PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]
+    assert {*LINKED, "training"} <= set(banned)
+    assert "TID" in PROJECT["tool"]["ruff"]["lint"]["select"]
+
+
+def test_build_backend_keeps_links() -> None:
+    assert PROJECT["build-system"]["build-backend"] == "setuptools.build_meta"
+    assert PROJECT["tool"]["setuptools"]["packages"]["find"]["namespaces"] is True
+
+
+def test_files_stay_short() -> None:
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text().splitlines())
+        for path in every_file()
+        if (ROOT / "tests") not in path.parents
+    }
+    assert not {path: lines for path, lines in lengths.items() if lines > 450}
+
+
+def test_dependencies_and_imports_agree() -> None:
+    declared = {
+        re.split(r"[^\w-]", requirement)[0].replace("-", "_").lower()
+        for requirement in PROJECT["project"]["dependencies"]
+    }
+    used = {top_of(name) for files in CODE.values() for tree in files.values() for name in imported(tree)}
+    foreign = {name for name in used - {"trimtab"} if name not in sys.stdlib_module_names}
+
+    assert declared - foreign == set(NEVER_IMPORTED), "not imported: drop it, or say why it stays"
+    undeclared = {name for name in foreign - declared if COMES_WITH.get(name) not in declared}
+    assert not undeclared, "imported: add it to pyproject.toml and constraints.txt"
