@@ -1,19 +1,21 @@
 """Decode throughput of the engine and of transformers `generate`, in one run on the same model.
 
 Both decode the same prompts to the same length, as a static batch. The time of the first token (and so the prefill)
-is measured apart and taken off. The two alternate, and the best of the rounds counts: noise only ever adds time.
+is measured apart and taken off. They take turns, each in a process of its own, because two thread pools in one process
+slow each other down; the best of the rounds counts, since noise only ever adds time.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from time import perf_counter
 
 import torch
 from report import print_json, print_table
-from transformers import AutoModelForCausalLM, GenerationConfig
 
-from trimtab import LLM, EngineSettings, SamplingParams
-from trimtab.engine.sources import resolve
+Run = Callable[[torch.Tensor, int], None]
 
 
 def main() -> None:
@@ -27,53 +29,83 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
-    torch.set_num_threads(args.threads)
-    plain = AutoModelForCausalLM.from_pretrained(resolve(args.model), dtype=getattr(torch, args.dtype)).eval()
-    plain.generation_config.eos_token_id = None
-    settings = EngineSettings(model=args.model, dtype=args.dtype, threads=args.threads, prefix_cache=False)
+    context = get_context("spawn")
+    pipes = {}
+    for name in ("generate", "engine"):
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=_serve, args=(name, theirs, args), daemon=True).start()
+        pipes[name].recv()
     rows = []
-    with LLM(settings=settings) as llm:
-        for count in args.sequences:
-            prompts = torch.randint(1000, 40_000, (count, args.prompt), generator=torch.Generator().manual_seed(0))
-
-            def generate(tokens: int, prompts: torch.Tensor = prompts) -> None:
-                config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-                out = plain.generate(prompts, generation_config=config, attention_mask=torch.ones_like(prompts))
-                assert out.shape[1] == prompts.shape[1] + tokens
-
-            def engine(tokens: int, prompts: torch.Tensor = prompts) -> None:
-                sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-                results = llm.generate(prompts.tolist(), sampling, progress=False)
-                assert all(len(result.choices[0].token_ids) == tokens for result in results)
-
-            step = {"generate": float("inf"), "engine": float("inf")}
-            for _ in range(args.rounds):
-                for name, run in (("generate", generate), ("engine", engine)):
-                    step[name] = min(step[name], _step_seconds(run, args.tokens))
-            rows.append(
-                {
-                    "sequences": count,
-                    "generate ms/step": step["generate"] * 1e3,
-                    "engine ms/step": step["engine"] * 1e3,
-                    "generate tokens/s": count / step["generate"],
-                    "engine tokens/s": count / step["engine"],
-                    "ratio": step["generate"] / step["engine"],
-                }
-            )
+    for count in args.sequences:
+        step = dict.fromkeys(pipes, float("inf"))
+        for turn in range(args.rounds):
+            for name, pipe in pipes.items():
+                pipe.send(count)
+                step[name] = min(step[name], pipe.recv())
+                _say(f"{count} sequences, round {turn + 1} of {args.rounds}: {name} {step[name] * 1e3:.1f} ms/step")
+        rows.append(
+            {
+                "sequences": count,
+                "generate ms/step": step["generate"] * 1e3,
+                "engine ms/step": step["engine"] * 1e3,
+                "generate tokens/s": count / step["generate"],
+                "engine tokens/s": count / step["engine"],
+                "ratio": step["generate"] / step["engine"],
+            }
+        )
     print_table(rows)
     print_json(
         "throughput", rows, model=args.model, dtype=args.dtype, prompt_tokens=args.prompt, answer_tokens=args.tokens
     )
 
 
-def _step_seconds(run: Callable[[int], None], tokens: int) -> float:
-    """Seconds per decoded token and row batch, the first token left out."""
-    times = []
-    for length in (1, tokens):
-        began = perf_counter()
-        run(length)
-        times.append(perf_counter() - began)
-    return (times[1] - times[0]) / (tokens - 1)
+def _serve(name: str, pipe: Connection, args: argparse.Namespace) -> None:
+    """In a process of its own: load, then answer each number of sequences with the seconds of one decode step."""
+    run = {"generate": _generate, "engine": _engine}[name](args)
+    pipe.send("ready")
+    while True:
+        prompts = torch.randint(1000, 40_000, (pipe.recv(), args.prompt), generator=torch.Generator().manual_seed(0))
+        times = []
+        for length in (1, args.tokens):
+            began = perf_counter()
+            run(prompts, length)
+            times.append(perf_counter() - began)
+        pipe.send((times[1] - times[0]) / (args.tokens - 1))
+
+
+def _generate(args: argparse.Namespace) -> Run:
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from trimtab.engine.sources import resolve
+
+    torch.set_num_threads(args.threads)
+    model = AutoModelForCausalLM.from_pretrained(resolve(args.model), dtype=getattr(torch, args.dtype)).eval()
+    model.generation_config.eos_token_id = None
+
+    def run(prompts: torch.Tensor, tokens: int) -> None:
+        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        out = model.generate(prompts, generation_config=config, attention_mask=torch.ones_like(prompts))
+        assert out.shape[1] == prompts.shape[1] + tokens
+
+    return run
+
+
+def _engine(args: argparse.Namespace) -> Run:
+    from trimtab import LLM, EngineSettings, SamplingParams
+
+    llm = LLM(settings=EngineSettings(model=args.model, dtype=args.dtype, threads=args.threads, prefix_cache=False))
+
+    def run(prompts: torch.Tensor, tokens: int) -> None:
+        sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        results = llm.generate(prompts.tolist(), sampling, progress=False)
+        assert all(len(result.choices[0].token_ids) == tokens for result in results)
+
+    return run
+
+
+def _say(line: str) -> None:
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -25,13 +26,32 @@ ATTENTION = "trimtab_paged"
 RAGGED_PAGES = 64  # rows of unequal length are attended together until padding would read this many pages in vain
 
 
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What a model's attention layers have in common."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Neighbouring rows of a step whose lengths are close enough to be attended together."""
+    """Neighbouring rows of a step whose lengths are close enough to be attended together.
+
+    Every layer gathers its pages into `buffer`; `keys` and `values` are views of it.
+    """
 
     rows: slice
     pages: Tensor  # (rows * pages per row,) padded with the trash page
-    mask: Tensor  # (rows, 1, query tokens, keys) additive
+    mask: Tensor  # (rows, 1, heads per kv_head * query tokens, L) additive
+    buffer: Tensor  # (rows * pages per row, page_size, 2, kv_heads, head_dim)
+    keys: Tensor  # (rows, kv_heads, L, head_dim)
+    values: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,42 +62,8 @@ class Step:
     slots: Tensor  # (B * q,) token slots to write
     groups: tuple[RowGroup, ...]
 
-    @classmethod
-    def plan(
-        cls, tables: Sequence[PageTable], counts: Sequence[int], *, dtype: torch.dtype, device: torch.device
-    ) -> "Step":
-        """Plan a forward of `counts[i]` new tokens per table, right-padded to the longest.
 
-        Rows that come sorted by falling length fall into few groups. Padded tokens write to the trash page.
-        """
-        size, queries = tables[0].pool.page_size, max(counts)
-        lengths = np.array([table.length for table in tables])
-        ends = lengths + np.array(counts)
-        widths = -(-ends // size)
-        blocks = np.full((len(tables), int(widths.max())), TRASH_PAGE)
-        for row, table in enumerate(tables):
-            blocks[row, : widths[row]] = table.pages[: widths[row]]
-        positions = lengths[:, None] + np.arange(queries)  # (B, q)
-        real = positions < ends[:, None]
-        positions = np.where(real, positions, 0)
-        slots = np.take_along_axis(blocks, positions // size, axis=1) * size + positions % size
-        slots = np.where(real, slots, TRASH_PAGE * size)
-        groups = []
-        for start, stop in _group(widths):
-            width = int(widths[start:stop].max())
-            hidden = np.arange(width * size) > positions[start:stop, :, None]  # (rows, q, keys)
-            mask = torch.zeros(hidden.shape, dtype=dtype)
-            mask.masked_fill_(torch.from_numpy(hidden), torch.finfo(dtype).min)
-            pages = torch.from_numpy(blocks[start:stop, :width].reshape(-1))
-            groups.append(RowGroup(slice(start, stop), pages.to(device), mask[:, None].to(device)))
-        return cls(
-            torch.from_numpy(positions).to(device),
-            torch.from_numpy(slots.reshape(-1)).to(device),
-            tuple(groups),
-        )
-
-
-def _group(widths: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[tuple[int, int]]:
+def _group(widths: IntArray) -> list[tuple[int, int]]:
     """Bounds of groups of neighbouring rows: a row of at most half the group's width starts a new one if it pays."""
     bounds, start = [], 0
     for row in range(1, len(widths)):
@@ -93,20 +79,21 @@ class PagedLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, store: "KVStore", shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, store: "KVStore", kv: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        kv_heads, head_dim = shape
         self.store = store
-        size = store.pool.page_size
-        self.kv = torch.zeros(store.pool.total + 1, size, 2, kv_heads, head_dim, dtype=dtype, device=device)
-        self.slots = self.kv.flatten(0, 1)
+        self.kv = kv  # (pages, page_size, 2, kv_heads, head_dim)
+        self.slots = kv.flatten(0, 1)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Write (B, kv_heads, q, head_dim) keys and values; return the layer twice, for `paged_attention`."""
-        new = torch.stack((key_states.transpose(1, 2), value_states.transpose(1, 2)), dim=2)  # (B, q, 2, kv_heads, D)
-        self.slots.index_copy_(0, self.store.step.slots, new.flatten(0, 1))
+        self.write(torch.stack((key_states.transpose(1, 2), value_states.transpose(1, 2)), dim=2))
         return self, self
+
+    def write(self, new: Tensor) -> None:
+        """Write keys and values side by side, (B, q, 2, kv_heads, head_dim)."""
+        self.slots.index_copy_(0, self.store.step.slots, new.flatten(0, 1))
 
     def attend(self, query: Tensor, scaling: float | None) -> Tensor:
         """Attention of (B, heads, q, D) over the pages; returns (B, q, heads, D).
@@ -114,16 +101,15 @@ class PagedLayer(CacheLayerMixin):
         The query heads of one key head are laid beside the query tokens, so keys and values are never repeated.
         """
         rows, heads, queries, dim = query.shape
-        kv_heads = self.kv.shape[3]
-        shared = heads // kv_heads
-        folded = query.reshape(rows, kv_heads, shared * queries, dim)
+        folded = query.reshape(rows, self.kv.shape[3], -1, dim)
         parts = []
         for group in self.store.step.groups:
-            count = group.rows.stop - group.rows.start
-            kv = self.store.gather(self.kv, group.pages).view(count, -1, 2, kv_heads, dim)
-            keys, values = kv.transpose(1, 3).unbind(2)  # (rows, kv_heads, L, D) each
-            mask = group.mask if queries == 1 else group.mask.repeat(1, 1, shared, 1)
-            parts.append(scaled_dot_product_attention(folded[group.rows], keys, values, attn_mask=mask, scale=scaling))
+            torch.index_select(self.kv, 0, group.pages, out=group.buffer)
+            parts.append(
+                scaled_dot_product_attention(
+                    folded[group.rows], group.keys, group.values, attn_mask=group.mask, scale=scaling
+                )
+            )
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(rows, heads, queries, dim).transpose(1, 2)
 
@@ -145,33 +131,60 @@ class KVStore:
 
     step: Step
 
-    def __init__(
-        self, pool: PagePool, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, pool: PagePool, shape: KVShape, dtype: torch.dtype, device: torch.device) -> None:
         self.pool = pool
-        self.layers = [PagedLayer(self, shape, dtype, device) for shape in shapes]
+        self._shape = shape
+        pages = (pool.total + 1, pool.page_size, 2, shape.kv_heads, shape.head_dim)
+        kv = [torch.zeros(pages, dtype=dtype, device=device) for _ in range(shape.layers)]
+        self.layers = [PagedLayer(self, each) for each in kv]
         self.cache = Cache(layers=list(self.layers))
         self._scratch = torch.empty(0, dtype=dtype, device=device)
 
-    @property
-    def bytes(self) -> int:
-        return sum(layer.kv.nbytes for layer in self.layers)
+    def begin(self, tables: Sequence[PageTable], counts: Sequence[int]) -> Step:
+        """Copy the pages that forks share and one is about to write, then plan the forward that follows.
 
-    def begin(self, step: Step) -> None:
-        """Do the page copies that forks asked for, then make `step` the one that every layer follows."""
+        It takes `counts[i]` new tokens per table, right-padded to the longest; padded tokens write to the trash
+        page. Rows that come sorted by falling length fall into few groups.
+        """
         for source, target in self.pool.copies:
             for layer in self.layers:
                 layer.kv[target] = layer.kv[source]
         self.pool.copies.clear()
-        self.step = step
+        size, queries = self.pool.page_size, max(counts)
+        lengths = np.array([table.length for table in tables])
+        ends = lengths + np.array(counts)
+        widths = -(-ends // size)
+        blocks = np.full((len(tables), int(widths.max())), TRASH_PAGE)
+        for row, table in enumerate(tables):
+            blocks[row, : widths[row]] = table.pages[: widths[row]]
+        positions = lengths[:, None] + np.arange(queries)  # (B, q)
+        real = positions < ends[:, None]
+        positions = np.where(real, positions, 0)
+        slots = np.take_along_axis(blocks, positions // size, axis=1) * size + positions % size
+        slots = np.where(real, slots, TRASH_PAGE * size)
+        groups = []
+        for start, stop in _group(widths):
+            width = int(widths[start:stop].max())
+            groups.append(self._row_group(slice(start, stop), blocks[start:stop, :width], positions[start:stop]))
+        device = self._scratch.device
+        self.step = Step(
+            torch.from_numpy(positions).to(device), torch.from_numpy(slots.reshape(-1)).to(device), tuple(groups)
+        )
+        return self.step
 
-    def gather(self, kv: Tensor, pages: Tensor) -> Tensor:
-        """Rows `pages` of `kv`, in a buffer that all layers reuse (a fresh one this large costs page faults)."""
-        shape = (len(pages), *kv.shape[1:])
-        need = len(pages) * kv[0].numel()
-        if self._scratch.numel() < need:
-            self._scratch = torch.empty(need, dtype=kv.dtype, device=kv.device)
-        return torch.index_select(kv, 0, pages, out=self._scratch[:need].view(shape))
+    def _row_group(self, rows: slice, blocks: IntArray, positions: IntArray) -> RowGroup:
+        shape, scratch, size = self._shape, self._scratch, self.pool.page_size
+        count, width = blocks.shape
+        numel = blocks.size * size * 2 * shape.kv_heads * shape.head_dim
+        if scratch.numel() < numel:  # one buffer for all layers and steps: a fresh one costs page faults
+            scratch = self._scratch = scratch.new_empty(numel)
+        buffer = scratch[:numel].view(blocks.size, size, 2, shape.kv_heads, shape.head_dim)
+        keys, values = buffer.view(count, width * size, 2, shape.kv_heads, shape.head_dim).transpose(1, 3).unbind(2)
+        hidden = torch.from_numpy(np.arange(width * size) > positions[:, :, None])  # (rows, q, L)
+        mask = torch.zeros(hidden.shape, dtype=scratch.dtype).masked_fill_(hidden, torch.finfo(scratch.dtype).min)
+        mask = mask[:, None].repeat(1, 1, shape.heads // shape.kv_heads if positions.shape[1] > 1 else 1, 1)
+        pages = torch.from_numpy(blocks.reshape(-1)).to(scratch.device)
+        return RowGroup(rows, pages, mask.to(scratch.device), buffer, keys, values)
 
 
 def paged_attention(

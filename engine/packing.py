@@ -22,7 +22,6 @@ from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.engine.fusing import fused_norm
@@ -55,17 +54,28 @@ class PackedMatmul:
     `weights` are `(out, in)` each with one `in`; `biases` has as many entries or none.
     """
 
-    def __init__(self, weights: list[Tensor], biases: list[Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: list[Tensor], biases: list[Tensor], dtype: torch.dtype, *, plain_row: bool = False
+    ) -> None:
+        merged = torch.cat(weights) if len(weights) > 1 else weights[0]
+        bias = torch.cat(biases) if biases else None
         self.sizes = [weight.shape[0] for weight in weights]
         self.dtype = dtype
-        self.bias = torch.cat(biases).to(dtype) if biases else None
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).to(dtype), ROWS_HINT)
+        self.row_weight = merged if plain_row else None  # what one-row products use instead of the packed copy
+        self.row_bias = bias
+        self.bias = None if bias is None else bias.to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(merged.to(dtype), ROWS_HINT)
         # Input, its version, and the parts that siblings have yet to fetch. One tuple, so that a thread that
         # reads it while another replaces it sees either state whole.
         self._pending: tuple[Tensor, int, dict[int, Tensor]] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products with all weights side by side: `(..., in)` to `(..., sum of out)`, in the dtype of `x`."""
+        if self.row_weight is not None and x.numel() == x.shape[-1]:
+            row = x.reshape(-1)  # a matrix-vector product skips the checks of a matrix product with one row
+            if self.row_bias is None:
+                return torch.mv(self.row_weight, row).view(*x.shape[:-1], -1)
+            return torch.addmv(self.row_bias, self.row_weight, row).view(*x.shape[:-1], -1)
         wide = x.to(self.dtype)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(wide, self.weight, self.bias, "none", [], "")
         return y.to(x.dtype)
@@ -99,21 +109,14 @@ class PackedMatmul:
 
 
 class PackedLinear(nn.Module):
-    """Stands in for one `nn.Linear` or `Conv1D`; one-row products use the parameters of `plain_row`."""
+    """Stands in for one `nn.Linear` or `Conv1D`."""
 
-    weight: Tensor | None  # None where the packed copy serves one row too
-    bias: Tensor | None
-
-    def __init__(self, matmul: PackedMatmul, index: int, plain_row: Plain | None) -> None:
+    def __init__(self, matmul: PackedMatmul, index: int) -> None:
         super().__init__()
         self.matmul = matmul
         self.index = index
-        self.weight, self.bias = (plain_row.weight, _bias(plain_row)) if plain_row else (None, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if weight is not None and x.numel() == x.shape[-1]:
-            return functional.linear(x, weight, self.bias)
         return self.matmul.part(x, self.index)
 
     def extra_repr(self) -> str:
@@ -212,12 +215,12 @@ def _pack_group(parent: nn.Module, plains: dict[str, Plain], owners: Counter[int
     dtype = packed_dtype(first.weight)
     assert dtype is not None
     biases = [bias.detach() for bias in map(_bias, plains.values()) if bias is not None]
-    matmul = PackedMatmul([_by_row(plain) for plain in plains.values()], biases, dtype)
     # A transposed bfloat16 row product is slow.
-    keep_row = dtype != first.weight.dtype and isinstance(first, nn.Linear)
+    plain_row = dtype != first.weight.dtype and isinstance(first, nn.Linear)
+    matmul = PackedMatmul([_by_row(plain) for plain in plains.values()], biases, dtype, plain_row=plain_row)
     for index, (name, plain) in enumerate(plains.items()):
-        setattr(parent, name, PackedLinear(matmul, index, plain if keep_row else None).train(plain.training))
-        if not keep_row and owners[id(plain.weight)] == 1:
+        setattr(parent, name, PackedLinear(matmul, index).train(plain.training))
+        if owners[id(plain.weight)] == 1:
             plain.weight.data = plain.weight.new_empty(0)
     return PackedGroup(matmul, parent, plains)
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from trimtab.engine.errors import ModelLoadError
-from trimtab.engine.kv import ATTENTION, KVStore, Step
+from trimtab.engine.fused_attention import fuse_attention
+from trimtab.engine.kv import ATTENTION, KVShape, KVStore
 from trimtab.engine.packing import pack
 from trimtab.engine.pages import PagePool, PageTable
 
@@ -41,12 +42,23 @@ class ModelRunner:
         self.dtype = model.dtype
         with torch.inference_mode():
             prompt = torch.arange(PROBE_TOKENS, device=self.device)[None] % model.config.get_text_config().vocab_size
-            expected, shapes = self._reference(prompt)
+            expected, shape = self._reference(prompt)
             self.vocab_size = expected.numel()
             self.packing = pack(model) if packed else None
             model.set_attn_implementation(ATTENTION)
-            self.store = KVStore(pool, shapes, self.dtype, self.device)
-            self._verify(prompt[0].tolist(), expected)
+            self.store = KVStore(pool, shape, self.dtype, self.device)
+            fused = fuse_attention(model) if packed else []
+            error = self._error(prompt[0].tolist(), expected)
+            if fused and not error < TOLERANCE[self.dtype]:
+                logger.info("%s needs its own attention modules", self._name)
+                for child in fused:
+                    child.restore()
+                error = self._error(prompt[0].tolist(), expected)
+        if not error < TOLERANCE[self.dtype]:
+            raise ModelLoadError(
+                f"{self._name} does not give the same logits through paged attention (off by {error:.2g} standard "
+                "deviations): its attention has a feature that trimtab does not support yet; choose another model"
+            )
 
     def prefill(self, chunks: Sequence[Chunk]) -> None:
         """Store keys and values of the chunks' tokens; no logits are computed."""
@@ -61,8 +73,7 @@ class ModelRunner:
     def _forward(self, chunks: Sequence[Chunk], module: nn.Module) -> Any:
         tables = [table for table, _ in chunks]
         counts = [len(tokens) for _, tokens in chunks]
-        step = Step.plan(tables, counts, dtype=self.dtype, device=self.device)
-        self.store.begin(step)
+        step = self.store.begin(tables, counts)
         ids = torch.zeros(step.positions.shape, dtype=torch.long)
         for row, (_, tokens) in enumerate(chunks):
             ids[row, : len(tokens)] = torch.as_tensor(tokens)
@@ -73,23 +84,25 @@ class ModelRunner:
             use_cache=True,
         )
 
-    def _reference(self, prompt: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Last logits of the unmodified model, and (kv_heads, head_dim) of every layer's cache."""
+    def _reference(self, prompt: Tensor) -> tuple[Tensor, KVShape]:
+        """Last logits of the unmodified model, and the shape of its attention layers."""
         cache = DynamicCache()
         logits = self.model(input_ids=prompt, past_key_values=cache, use_cache=True).logits[0, -1]
-        shapes = []
+        shapes = set()
         for layer in cache.layers:
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-            if keys is None or values is None or keys.shape != values.shape:
-                raise ModelLoadError(
-                    f"{self._name} keeps a cache that trimtab cannot page (only full attention with keys and values "
-                    "of one shape is supported): choose another model"
-                )
-            shapes.append((keys.shape[1], keys.shape[3]))
-        return logits.float(), shapes
+            shapes.add(keys.shape if keys is not None and values is not None and keys.shape == values.shape else None)
+        found = shapes.pop()
+        if found is None or shapes:
+            raise ModelLoadError(
+                f"{self._name} keeps a cache that trimtab cannot page (only full attention with keys and values "
+                "of one shape in every layer is supported): choose another model"
+            )
+        heads = self.model.config.get_text_config().num_attention_heads
+        return logits.float(), KVShape(len(cache.layers), heads, kv_heads=found[1], head_dim=found[3])
 
-    def _verify(self, prompt: list[int], expected: Tensor) -> None:
-        """Run the probe in two chunks and a decode step, and compare with the unmodified model."""
+    def _error(self, prompt: list[int], expected: Tensor) -> float:
+        """Run the probe in two chunks and a decode step; its distance to `expected` in standard deviations."""
         table, half = PageTable(self.pool), len(prompt) // 2
         for tokens in (prompt[:half], prompt[half:-1]):
             table.reserve(table.length + len(tokens))
@@ -100,11 +113,7 @@ class ModelRunner:
         table.free()
         error = ((got - expected).std() / expected.std().clamp_min(1e-6)).item()
         logger.debug("paged forward differs from the plain one by %.2g standard deviations", error)
-        if not error < TOLERANCE[self.dtype]:
-            raise ModelLoadError(
-                f"{self._name} does not give the same logits through paged attention (off by {error:.2g} standard "
-                "deviations): its attention has a feature that trimtab does not support yet; choose another model"
-            )
+        return error
 
     @property
     def _name(self) -> str:

@@ -1,7 +1,14 @@
-"""The engine's thread: takes submissions and cancellations from other threads and ticks while there is work."""
+"""The engine's thread: takes submissions and cancellations from other threads and ticks while there is work.
+
+Everything that computes runs in this one thread, loading included. GNU OpenMP keeps a pool of spinning workers for
+every thread that ever ran a parallel region, and once these are more than the cores, all of them fall asleep between
+any two operations: a second computing thread makes a decode step on two cores almost twice as slow.
+"""
 
 import logging
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from threading import Condition, Thread
 
 from trimtab.engine.engine import Engine
@@ -16,8 +23,10 @@ MAX_FAILURES = 3  # ticks in a row that may raise before the engine gives up
 class Worker:
     """Runs one `Engine` in one thread. All methods may be called from any thread and never block for long."""
 
-    def __init__(self, engine: Engine, *, max_waiting: int) -> None:
-        self.engine = engine
+    engine: Engine
+
+    def __init__(self, build: Callable[[], Engine], *, max_waiting: int) -> None:
+        """Start the thread and wait until `build` has made the engine there; what `build` raises is raised here."""
         self.failed: Exception | None = None
         self._max_waiting = max_waiting
         self._inbox: deque[Request] = deque()
@@ -25,8 +34,10 @@ class Worker:
         self._signal = Condition()
         self._draining = False
         self._closing = False
-        self._thread = Thread(target=self._loop, name="trimtab-engine", daemon=True)
+        built: Future[Engine] = Future()
+        self._thread = Thread(target=self._run, args=(build, built), name="trimtab-engine", daemon=True)
         self._thread.start()
+        self.engine = built.result()
 
     def submit(self, request: Request) -> None:
         """Queue a request; raises Overloaded when the queue is full or the engine is stopping."""
@@ -53,6 +64,15 @@ class Worker:
             self._closing = True
             self._signal.notify()
         self._thread.join()
+
+    def _run(self, build: Callable[[], Engine], built: "Future[Engine]") -> None:
+        try:
+            self.engine = build()
+        except BaseException as error:
+            built.set_exception(error)
+            return
+        built.set_result(self.engine)
+        self._loop()
 
     def _loop(self) -> None:
         failures = 0

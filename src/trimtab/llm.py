@@ -78,6 +78,12 @@ class LLM:
     def __init__(self, model: str | None = None, *, settings: EngineSettings | None = None) -> None:
         settings = settings or EngineSettings()
         self.settings = settings if model is None else settings.model_copy(update={"model": model})
+        self.model_name = _short_name(self.settings.model)
+        self.stats = EngineStats()
+        self._worker = Worker(self._build, max_waiting=settings.max_waiting)
+
+    def _build(self) -> Engine:
+        """Load everything; runs in the engine's thread."""
         settings = self.settings
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -87,9 +93,6 @@ class LLM:
         loaded = load_causal_lm(
             settings.model, dtype=settings.dtype, device=device, trust_remote_code=settings.trust_remote_code
         )
-        self.model_name = _short_name(settings.model)
-        self.fingerprint = loaded.fingerprint
-        self.stats = EngineStats()
         self.rewards: Mapping[str, Reward] = build_rewards(
             settings.guides, device=device, trust_remote_code=settings.trust_remote_code
         )
@@ -103,7 +106,7 @@ class LLM:
         self._eos_ids = loaded.eos_ids
         self._vocab_size = runner.vocab_size
         self._salt = loaded.fingerprint.encode()
-        self._worker = Worker(Engine(runner, self.rewards, settings, self.stats), max_waiting=settings.max_waiting)
+        return Engine(runner, self.rewards, settings, self.stats)
 
     @property
     def failed(self) -> Exception | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from trimtab.engine.errors import ModelLoadError
-from trimtab.engine.kv import Step
+from trimtab.engine.fused_attention import FusedAttention
+from trimtab.engine.kv import KVShape, KVStore
 from trimtab.engine.pages import PagePool, PageTable
 from trimtab.engine.runner import ModelRunner
 
@@ -134,16 +135,50 @@ def test_prefill_of_a_padded_batch_equals_one_by_one() -> None:
 
 
 def test_rows_of_very_unequal_length_are_attended_in_groups() -> None:
-    pool = PagePool(500, 1)
+    store = KVStore(PagePool(500, 1), KVShape(1, 4, 2, 8), torch.float32, torch.device("cpu"))
     tables = []
     for length in (200, 190, 4, 3, 3):
-        table = PageTable(pool)
+        table = PageTable(store.pool)
         table.reserve(length + 1)
         table.length = length
         tables.append(table)
-    step = Step.plan(tables, [1] * 5, dtype=torch.float32, device=torch.device("cpu"))
-    assert [(g.rows.start, g.rows.stop) for g in step.groups] == [(0, 2), (2, 5)]
-    assert sum(len(group.pages) for group in step.groups) == 2 * 201 + 3 * 5
+    groups = store.begin(tables, [1] * 5).groups
+    assert [(g.rows.start, g.rows.stop) for g in groups] == [(0, 2), (2, 5)]
+    assert sum(len(group.pages) for group in groups) == 2 * 201 + 3 * 5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fuses"),
+    [("llama", True), ("mistral", True), ("qwen2", True), ("granite", True), ("olmo2", False), ("gpt_neox", False)],
+)
+def test_attention_of_llamas_form_is_fused_and_no_other(architecture: str, fuses: bool) -> None:
+    runner = ModelRunner(tiny_model(architecture), PagePool(50, 4))
+    modules = list(runner.model.modules())
+    assert any(isinstance(module, FusedAttention) for module in modules) == fuses
+
+
+def test_attention_that_only_looks_like_llamas_keeps_its_own_module() -> None:
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.forward = _mirrored(layer.self_attn.forward)
+    plain = tiny_model("llama")
+    for layer in plain.model.layers:
+        layer.self_attn.forward = _mirrored(layer.self_attn.forward)
+    runner = ModelRunner(model, PagePool(50, 4))
+    assert not any(isinstance(module, FusedAttention) for module in model.modules())
+    row = Row(runner)
+    row.prefill(ids(0, 9))
+    torch.testing.assert_close(decode([row], [5])[0], fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
+
+
+def _mirrored(forward: object) -> object:
+    """An attention with another formula: it adds what Llama's does not."""
+
+    def run(*args: object, **kwargs: object) -> object:
+        out, weights = forward(*args, **kwargs)  # type: ignore[operator]
+        return -out, weights
+
+    return run
 
 
 def test_a_model_whose_attention_is_not_plain_is_refused() -> None:
