@@ -53,6 +53,8 @@ def main() -> None:
                 "ratio": step["generate"] / step["engine"],
             }
         )
+    for pipe in pipes.values():
+        pipe.send(None)
     print_table(rows)
     print_json(
         "throughput", rows, model=args.model, dtype=args.dtype, prompt_tokens=args.prompt, answer_tokens=args.tokens
@@ -63,8 +65,8 @@ def _serve(name: str, pipe: Connection, args: argparse.Namespace) -> None:
     """In a process of its own: load, then answer each number of sequences with the seconds of one decode step."""
     run = {"generate": _generate, "engine": _engine}[name](args)
     pipe.send("ready")
-    while True:
-        prompts = torch.randint(1000, 40_000, (pipe.recv(), args.prompt), generator=torch.Generator().manual_seed(0))
+    while (count := pipe.recv()) is not None:
+        prompts = torch.randint(1000, 40_000, (count, args.prompt), generator=torch.Generator().manual_seed(0))
         times = []
         for length in (1, args.tokens):
             began = perf_counter()

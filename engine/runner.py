@@ -47,12 +47,11 @@ class ModelRunner:
             self.packing = pack(model) if packed else None
             model.set_attn_implementation(ATTENTION)
             self.store = KVStore(pool, shape, self.dtype, self.device)
-            fused = fuse_attention(model) if packed else []
+            self._fused = fuse_attention(model) if packed else []
             error = self._error(prompt[0].tolist(), expected)
-            if fused and not error < TOLERANCE[self.dtype]:
+            if self._fused and not error < TOLERANCE[self.dtype]:
                 logger.info("%s needs its own attention modules", self._name)
-                for child in fused:
-                    child.restore()
+                self._unfuse()
                 error = self._error(prompt[0].tolist(), expected)
         if not error < TOLERANCE[self.dtype]:
             raise ModelLoadError(
@@ -68,6 +67,16 @@ class ModelRunner:
         """Store one token per row and return the next-token logits, (B, V) in the model's dtype."""
         logits: Tensor = self._forward(chunks, self.model).logits
         return logits[:, -1]
+
+    def restore(self) -> None:
+        """Put the model's own modules and weights back, for methods that need gradients or hidden layers' outputs."""
+        self._unfuse()
+        if self.packing is not None:
+            self.packing.restore()
+
+    def _unfuse(self) -> None:
+        while self._fused:
+            self._fused.pop().restore()
 
     @torch.inference_mode()
     def _forward(self, chunks: Sequence[Chunk], module: nn.Module) -> Any:

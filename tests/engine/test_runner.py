@@ -171,6 +171,20 @@ def test_attention_that_only_looks_like_llamas_keeps_its_own_module() -> None:
     torch.testing.assert_close(decode([row], [5])[0], fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
 
 
+def test_restore_brings_the_plain_modules_back_and_the_pages_go_on(plain: PreTrainedModel) -> None:
+    runner = ModelRunner(tiny_model(plain.config.model_type), PagePool(50, 4))
+    row = Row(runner)
+    row.prefill(ids(0, 9))
+    packed = decode([row], [5])[0]
+    runner.restore()
+    assert [type(module) for module in runner.model.modules()] == [type(module) for module in plain.modules()]
+    for (name, restored), original in zip(runner.model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(restored, original), name
+    again = Row(runner, row.table, row.tokens)
+    again.trim(9)
+    torch.testing.assert_close(decode([again], [5])[0], packed, rtol=1e-4, atol=1e-4)
+
+
 def _mirrored(forward: object) -> object:
     """An attention with another formula: it adds what Llama's does not."""
 
