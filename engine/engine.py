@@ -106,11 +106,15 @@ class Engine:
         self.stats.steps += 1
         self.stats.decode_rows += len(rows)
         for ((job, sequence), _), draw in zip(planned, draws, strict=True):
+            if job.request.handle not in self._jobs:  # another of its rows has just failed
+                continue
             _charge(job, 1)
             sequence.table.stored(sequence.tokens, len(sequence.tokens))
             if draw.id < 0:
+                for relative in job.prompt.family:
+                    self.runner.scrub(relative.table)
                 self._fail(job, TrimtabError("the model gave no finite logit"))
-            elif job.request.handle in self._jobs:
+            else:
                 self._append(job, sequence, draw)
         for job in {id(job): job for (job, _), _ in planned}.values():
             if isinstance(job.op, Extend) and not job.targets and job.request.handle in self._jobs:

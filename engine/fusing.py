@@ -39,6 +39,8 @@ def fused_norm(module: nn.Module) -> FusedRMSNorm | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, nn.Parameter):
         return None
+    if weight.device.type != "cpu":  # CUDA has one kernel for it already
+        return None
     if not isinstance(eps, float) or len(inspect.signature(module.forward).parameters) != 1:
         return None
     fused = FusedRMSNorm(weight, eps)

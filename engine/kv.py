@@ -140,6 +140,13 @@ class KVStore:
         self.cache = Cache(layers=list(self.layers))
         self._scratch = torch.empty(0, dtype=dtype, device=device)
 
+    def scrub(self, pages: Sequence[int]) -> None:
+        """Zero pages, and the trash page, that may hold NaN: a masked key still has to be finite."""
+        for page in (TRASH_PAGE, *pages):
+            self.pool.forget(page)
+            for layer in self.layers:
+                layer.kv[page] = 0
+
     def begin(self, tables: Sequence[PageTable], counts: Sequence[int]) -> Step:
         """Copy the pages that forks share and one is about to write, then plan the forward that follows.
 

@@ -68,6 +68,11 @@ class ModelRunner:
         logits: Tensor = self._forward(chunks, self.model).logits
         return logits[:, -1]
 
+    @torch.inference_mode()
+    def scrub(self, table: PageTable) -> None:
+        """Clear what a row without finite logits has stored, before its pages go to another."""
+        self.store.scrub(table.pages)
+
     def restore(self) -> None:
         """Put the model's own modules and weights back, for methods that need gradients or hidden layers' outputs."""
         self._unfuse()

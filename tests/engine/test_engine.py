@@ -241,7 +241,7 @@ def test_a_model_without_finite_logits_fails_its_request_alone() -> None:
         return np.full(VOCAB, math.nan) if prefix[0] == 99 and len(prefix) > 3 else TABLE(prefix)
 
     toy = Toy(logits)
-    bad, good = toy.submit([99, 1], sampled(0)), toy.submit(PROMPTS[1], sampled(1))
+    bad, good = toy.submit([99, 1], sampled(0), n=3), toy.submit(PROMPTS[1], sampled(1))
     toy.finish()
     assert isinstance(toy.end(bad), Failure)
     assert toy.result(good).choices[0].token_ids == alone(PROMPTS[1], sampled(1))

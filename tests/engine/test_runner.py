@@ -171,6 +171,22 @@ def test_attention_that_only_looks_like_llamas_keeps_its_own_module() -> None:
     torch.testing.assert_close(decode([row], [5])[0], fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_scrubbed_pages_poison_nobody() -> None:
+    plain = tiny_model("llama")
+    runner = ModelRunner(tiny_model("llama"), PagePool(8, 4))
+    bad = Row(runner)
+    bad.prefill(ids(0, 16))
+    for layer in runner.store.layers:
+        layer.kv.fill_(torch.nan)
+    runner.scrub(bad.table)
+    bad.table.free()
+    row = Row(runner)
+    assert row.table.match(bad.tokens) == 0, "what was scrubbed is still found"
+    row.prefill(ids(1, 6))
+    torch.testing.assert_close(decode([row], [5])[0], fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
+
+
 def test_restore_brings_the_plain_modules_back_and_the_pages_go_on(plain: PreTrainedModel) -> None:
     runner = ModelRunner(tiny_model(plain.config.model_type), PagePool(50, 4))
     row = Row(runner)
