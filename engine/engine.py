@@ -128,9 +128,10 @@ class Engine:
         if draw.logprob is not None:
             sequence.logprobs.append(draw.logprob)
         text = ""
-        if draw.id in plan.eos_ids or draw.id in plan.stop_ids:
+        stop_ids = plan.sampling.stop_token_ids
+        if draw.id in plan.eos_ids or draw.id in stop_ids:
             sequence.finish = "stop"
-            sequence.stop_reason = draw.id if draw.id in plan.stop_ids else None
+            sequence.stop_reason = draw.id if draw.id in stop_ids else None
         else:
             text = sequence.text.push(draw.id)
             if sequence.text.stopped is not None:

@@ -120,7 +120,7 @@ class Job:
                 token_ids=tuple(sequence.answer),
                 finish_reason=sequence.finish or "length",
                 stop_reason=sequence.stop_reason,
-                logprobs=None if sequence.plan.top_logprobs is None else tuple(sequence.logprobs),
+                logprobs=None if sequence.plan.sampling.logprobs is None else tuple(sequence.logprobs),
             )
             for sequence in answer.choices
         )

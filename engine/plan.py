@@ -1,4 +1,4 @@
-"""The token-level part of a request, compiled once at admission to plain numbers."""
+"""The token-level part of a request, fixed at admission."""
 
 from dataclasses import dataclass
 
@@ -7,50 +7,25 @@ from trimtab.engine.sampling import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SteerPlan:
-    """What the batched pass over the logits needs to know of one request, and when its sequences end."""
+    """What the batched pass over the logits needs to know of one request, and which tokens end its sequences."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition: float
-    presence: float
-    frequency: float
-    bias: tuple[tuple[int, float], ...]
+    sampling: SamplingParams
     seed: int
-    min_tokens: int
     eos_ids: frozenset[int]
     """end the sequence; empty under ignore_eos"""
-    stop_ids: frozenset[int]
-    """end the sequence and are named as its stop_reason"""
-    top_logprobs: int | None
-    """alternatives to report per token; None: no log-probabilities at all"""
 
     @classmethod
     def compile(cls, sampling: SamplingParams, *, seed: int, eos_ids: frozenset[int]) -> "SteerPlan":
-        return cls(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repetition=sampling.repetition_penalty,
-            presence=sampling.presence_penalty,
-            frequency=sampling.frequency_penalty,
-            bias=tuple(sampling.logit_bias.items()),
-            seed=seed,
-            min_tokens=sampling.min_tokens,
-            eos_ids=frozenset() if sampling.ignore_eos else eos_ids,
-            stop_ids=frozenset(sampling.stop_token_ids),
-            top_logprobs=sampling.logprobs,
-        )
+        return cls(sampling, seed, frozenset() if sampling.ignore_eos else eos_ids)
+
+    @property
+    def banned_early(self) -> list[int]:
+        """Tokens that may not be drawn while the answer is shorter than `min_tokens`."""
+        return sorted({*self.eos_ids, *self.sampling.stop_token_ids}) if self.sampling.min_tokens else []
 
     @property
     def edits_logits(self) -> bool:
         """Whether some logit changes before the draw (penalties, bias, or a ban on ending early)."""
-        return bool(
-            self.bias
-            or self.repetition != 1.0
-            or self.presence
-            or self.frequency
-            or (self.min_tokens and (self.eos_ids or self.stop_ids))
-        )
+        sampling = self.sampling
+        penalties = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
+        return bool(penalties or sampling.logit_bias or self.banned_early)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.engine.plan import SteerPlan
 from trimtab.engine.results import TokenLogprob
 from trimtab.engine.sequence import Sequence
 from trimtab.kernels.edits import Edits, history_edits
@@ -54,7 +53,7 @@ class Sampler:
                 best.tolist(),
                 strict=True,
             ):
-                wanted = rows[row].plan.top_logprobs
+                wanted = rows[row].plan.sampling.logprobs
                 reports[row] = TokenLogprob(ids[row], logprob, tuple(zip(top_ids[:wanted], top[:wanted], strict=True)))
         return [Draw(token, reports.get(row)) for row, token in enumerate(ids)]
 
@@ -64,25 +63,29 @@ class _Batch:
 
     def __init__(self, rows: list[Sequence], device: torch.device) -> None:
         plans = [row.plan for row in rows]
+        wanted = [plan.sampling for plan in plans]
         self.rows = rows.copy()
         self.seeds = np.array([plan.seed for plan in plans], dtype=np.int64)
         self.streams = np.array([row.stream for row in rows], dtype=np.int64)
         self.params = RowParams(
-            temperature=torch.tensor([plan.temperature for plan in plans], device=device),
-            top_k=torch.tensor([plan.top_k for plan in plans], device=device),
-            top_p=torch.tensor([plan.top_p for plan in plans], device=device),
-            min_p=torch.tensor([plan.min_p for plan in plans], device=device),
+            temperature=torch.tensor([sampling.temperature for sampling in wanted], device=device),
+            top_k=torch.tensor([sampling.top_k for sampling in wanted], device=device),
+            top_p=torch.tensor([sampling.top_p for sampling in wanted], device=device),
+            min_p=torch.tensor([sampling.min_p for sampling in wanted], device=device),
         )
-        self.reporting = [i for i, plan in enumerate(plans) if plan.top_logprobs is not None]
-        self.top = max((plans[i].top_logprobs or 0 for i in self.reporting), default=0)
+        self.reporting = [i for i, sampling in enumerate(wanted) if sampling.logprobs is not None]
+        self.top = max((wanted[i].logprobs or 0 for i in self.reporting), default=0)
         self._editing = any(plan.edits_logits for plan in plans)
         if self._editing:
             self._device = device
             self._repetition, self._presence, self._frequency = (
-                torch.tensor([getattr(plan, name) for plan in plans], dtype=torch.float32, device=device)
-                for name in ("repetition", "presence", "frequency")
+                torch.tensor([getattr(sampling, name) for sampling in wanted], dtype=torch.float32, device=device)
+                for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
             )
-            biases = [[*plan.bias, *((token, -np.inf) for token in _bans(plan))] for plan in plans]
+            biases = [
+                [*plan.sampling.logit_bias.items(), *((token, -np.inf) for token in plan.banned_early)]
+                for plan in plans
+            ]
             width = max(map(len, biases))
             self._bias_ids = torch.full((len(rows), width), -1)
             self._bias = torch.zeros(len(rows), width)
@@ -90,7 +93,7 @@ class _Batch:
                 for j, (token, bias) in enumerate(entries):
                     self._bias_ids[i, j], self._bias[i, j] = token, bias
             self._ban = torch.isinf(self._bias)
-            self._min_tokens = torch.tensor([plan.min_tokens for plan in plans])
+            self._min_tokens = torch.tensor([sampling.min_tokens for sampling in wanted])
 
     def edits(self, vocab_size: int) -> Edits | None:
         """Edits of this step: penalties over each row's tokens so far, biases, and bans on an early end."""
@@ -118,8 +121,3 @@ class _Batch:
 
 
 _NOTHING: "array[int]" = array("q")
-
-
-def _bans(plan: SteerPlan) -> list[int]:
-    """Tokens that may not be drawn while the answer is shorter than `min_tokens`."""
-    return sorted(plan.eos_ids | plan.stop_ids) if plan.min_tokens else []
