@@ -10,7 +10,7 @@ from trimtab.engine.errors import InvalidRequest
 class Params(BaseModel):
     """Parameters of one strategy, flat, under the names of its paper; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def check(self, *, choices: int, rewards: Collection[str]) -> None:
         """Raise InvalidRequest if this server or this request cannot run the strategy."""

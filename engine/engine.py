@@ -67,6 +67,7 @@ class Engine:
         for job in list(self._jobs.values()):
             self._fail(job, error)
         self.deliver()
+        self._count()
 
     def deliver(self) -> None:
         """Hand what happened since the last delivery to the callers, in one call per distinct `deliver`."""

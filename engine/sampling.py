@@ -2,9 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 TokenId = Annotated[int, Field(ge=0)]
+MAX_COUNT = 2**31 - 1
+GREEDY_BELOW = 1e-4
+"""temperatures below this are greedy: logits divided by them would leave the range of float32"""
 
 
 class SamplingParams(BaseModel):
@@ -17,8 +20,10 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: float = Field(1.0, ge=0.0, le=2.0, description="0 is greedy")
-    top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 keeps all")
+    temperature: Annotated[float, AfterValidator(lambda t: t if t >= GREEDY_BELOW else 0.0)] = Field(
+        1.0, ge=0.0, le=2.0, description="0 is greedy"
+    )
+    top_k: int = Field(0, ge=0, le=MAX_COUNT, description="keep the k most likely tokens; 0 keeps all")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus mass")
     min_p: float = Field(0.0, ge=0.0, le=1.0, description="drop tokens below min_p times the top probability")
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
@@ -26,8 +31,8 @@ class SamplingParams(BaseModel):
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="drawn at random when absent")
-    max_tokens: int | None = Field(None, ge=0, description="as many as the context holds when absent")
-    min_tokens: int = Field(0, ge=0, description="EOS and stop tokens are not drawn before")
+    max_tokens: int | None = Field(None, ge=0, le=MAX_COUNT, description="as many as the context holds when absent")
+    min_tokens: int = Field(0, ge=0, le=MAX_COUNT, description="EOS and stop tokens are not drawn before")
     stop: tuple[str, ...] = Field((), max_length=4)
     stop_token_ids: tuple[TokenId, ...] = ()
     include_stop_str_in_output: bool = False

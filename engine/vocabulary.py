@@ -83,7 +83,8 @@ class Vocabulary:
                 "the model has no chat template: use /v1/completions, or serve a chat model", param="messages"
             )
         extra: dict[str, Any] = dict(template_kwargs or {})
-        if taken := sorted(extra.keys() & inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()):
+        reserved = {"self", "messages", *inspect.signature(self.tokenizer.apply_chat_template).parameters}
+        if taken := sorted(extra.keys() & reserved):
             raise InvalidRequest(
                 f"chat_template_kwargs may not set {taken[0]!r}: it holds variables of the template only",
                 param="chat_template_kwargs",

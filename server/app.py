@@ -28,7 +28,7 @@ def create_app(llm: "LLM", settings: Settings) -> FastAPI:
         service.bridge.attach()
         yield
 
-    app = FastAPI(title="trimtab", version=installed_version(), lifespan=lifespan)
+    app = FastAPI(title="trimtab", version=installed_version(), lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
     app.state.max_body_bytes = settings.server.max_body_bytes
     app.add_middleware(RequestEnvelope)

@@ -80,6 +80,7 @@ _SAME_NAME = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
     "min_tokens", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
 )  # fmt: skip
+_DIGITS = 18  # of the longest token id that is read: Python refuses to convert thousands
 
 
 def _stop(stop: str | list[str] | None) -> list[str] | None:
@@ -93,7 +94,7 @@ def _token_ids(bias: dict[str, float] | None) -> dict[int, float] | None:
     if bias is None:
         return None
     for key in bias:
-        if not (key.isascii() and key.isdigit()):
-            message = f"logit_bias: keys are token ids written as strings, not {key!r}"
+        if not (key.isascii() and key.isdigit() and len(key) <= _DIGITS):
+            message = f"logit_bias: keys are token ids written as strings, not {key[:99]!r}"
             raise InvalidRequest(message, param="logit_bias", code="invalid_value")
     return {int(key): value for key, value in bias.items()}

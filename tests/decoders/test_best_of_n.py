@@ -121,6 +121,8 @@ def test_nothing_but_nan_is_an_error_that_names_the_guide() -> None:
         ({"strategy": "best_of_n", "rewards": "x"}, "decoding.rewards", "did you mean 'reward'"),
         ({"strategy": "best_of_n", "reward": "x", "n": 0}, "decoding.n", "greater than or equal to 1"),
         ({"strategy": "best_of_n"}, "decoding.reward", "required"),
+        ({"strategy": "best_of_n", "reward": "x", "n": True}, "decoding.n", "valid integer"),
+        ({"strategy": "best_of_n", "reward": "x", "n": "8"}, "decoding.n", "valid integer"),
         ({"strategy": 3}, "decoding.strategy", "unknown strategy"),
         ({"n": 4}, "decoding.n", "'sample' takes"),
     ],

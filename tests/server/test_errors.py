@@ -212,3 +212,9 @@ def test_request_id_is_echoed_or_made(http: httpx2.Client) -> None:
     made = [http.get("/health").headers["x-request-id"] for _ in range(2)]
     assert made[0] != made[1]
     assert len(http.get("/health", headers={"x-request-id": "x" * 500}).headers["x-request-id"]) < 129
+
+
+def test_a_trailing_slash_is_told_the_path_that_was_meant(http: httpx2.Client) -> None:
+    response = http.post("/v1/chat/completions/", json={})
+    assert response.status_code == 404
+    assert "did you mean /v1/chat/completions?" in response.json()["error"]["message"]

@@ -6,39 +6,28 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 import pytest
 from gate import PATIENCE, Gate
 from tiny import tiny_folder
+from wire import CHAT, PREEMPTIONS, RUNNING, TEXT, USED, WAITING, answers, ask, empty, leaving, load, metrics
 
-from trimtab import LLM, EngineSettings
+from trimtab import LLM
 from trimtab.engine.job import Job
 from trimtab.engine.program import Extend, Score
-from trimtab.engine.rewards import Reward
-
-CHAT = "/v1/chat/completions"
-TEXT = "/v1/completions"
-USED = "trimtab:kv_pages_used"
-RUNNING = "trimtab:num_requests_running"
-WAITING = "trimtab:num_requests_waiting"
-PREEMPTIONS = "trimtab:num_preemptions_total"
+from trimtab.engine.runner import Chunk
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("withstand") / "tiny")
-
-
-def load(folder: Path, **changes: object) -> LLM:
-    settings = {"model": str(folder), "dtype": "float32", "device": "cpu", "threads": 1, **changes}
-    return LLM(settings=EngineSettings.model_validate(settings))
 
 
 @pytest.fixture(scope="module")
@@ -60,61 +49,6 @@ def cramped(folder: Path) -> Iterator[LLM]:
     """Many rows, but pages for about three long answers."""
     with load(folder, max_rows=128, pool_tokens=320) as llm:
         yield llm
-
-
-def ask(text: str = "Hi", **changes: object) -> dict[str, Any]:
-    """A chat request that runs to its last token."""
-    message = {"role": "user", "content": text}
-    return {"model": "tiny", "messages": [message], "seed": 1, "ignore_eos": True, "max_tokens": 40, **changes}
-
-
-def connect(url: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=PATIENCE)
-
-
-def leaving(url: str, body: Mapping[str, Any], path: str = CHAT) -> socket.socket:
-    """Send a request over a connection that the test can drop."""
-    client = connect(url)
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
-    )
-    client.sendall(head.encode() + content)
-    return client
-
-
-def metrics(url: str) -> dict[str, float]:
-    lines = httpx2.get(url + "/metrics").text.splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
-
-
-def empty(url: str) -> bool:
-    now = metrics(url)
-    return now[USED] == now[RUNNING] == now[WAITING] == 0
-
-
-Told = list[tuple[str, tuple[int, ...], str]]
-"""per choice: text, token ids, finish reason"""
-
-
-def answers(url: str, body: Mapping[str, Any]) -> Told:
-    """What the server answers, read from a whole response or put together from a stream."""
-    response = httpx2.post(url + CHAT, json={**body, "return_token_ids": True}, timeout=60)
-    assert response.status_code == 200, response.text
-    if not body.get("stream"):
-        choices = response.json()["choices"]
-        return [(c["message"]["content"], tuple(c["token_ids"]), c["finish_reason"]) for c in choices]
-    *events, done, rest = response.text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    texts, ids, reasons = [[""] * body.get("n", 1) for _ in range(3)]
-    tokens: list[tuple[int, ...]] = [()] * len(ids)
-    for chunk in (json.loads(line.removeprefix("data: ")) for line in events if line[0] != ":"):
-        for choice in chunk["choices"]:
-            index = choice["index"]
-            texts[index] += choice["delta"].get("content") or ""
-            tokens[index] += tuple(choice.get("token_ids") or ())
-            reasons[index] += choice["finish_reason"] or ""
-    return list(zip(texts, tokens, reasons, strict=True))
 
 
 def jobs(llm: LLM) -> list[Job]:
@@ -146,7 +80,7 @@ def in_scoring(job: Job) -> bool:
     return isinstance(job.op, Score) and len(job.rewards) == 1 and not job.targets
 
 
-BEST_OF_4 = {"strategy": "best_of_n", "n": 4, "reward": "brevity"}
+BEST_OF_4 = {"strategy": "best_of_n", "n": 4, "reward": "checksum"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -172,7 +106,7 @@ def test_leaving_in_a_phase_stops_it_there(
 ) -> None:
     running = start(narrow)
     before = answers(running.url, ask("before"))
-    target = narrow.rewards["brevity"] if place == "score" else narrow._worker.engine.runner
+    target = narrow.rewards["checksum"] if place == "score" else narrow._worker.engine.runner
     body = {**body, "stream": stream, "cache_salt": f"{place} {stream}"}
     with monkeypatch.context() as patch:
         patch.setattr(target, place, gate.before(getattr(target, place)))
@@ -258,70 +192,53 @@ def test_leaving_cancels_every_prompt_of_a_request(
 
 def crowd(seed: int) -> list[dict[str, Any]]:
     """Thirty long requests of three kinds, every other one streamed."""
-    kinds: list[dict[str, Any]] = [{}, {"n": 3}, {"decoding": {**BEST_OF_4, "reward": "checksum"}}]
+    kinds: list[dict[str, Any]] = [{}, {"n": 3}, {"decoding": BEST_OF_4}]
     return [
         ask(
             f"{i} " + "long " * (i % 7),
             seed=seed + i,
             stream=i % 2 == 1,
-            max_tokens=50 + 5 * (i % 5),
+            max_tokens=40 + 5 * (i % 5),
             **kinds[i % 3],
         )
         for i in range(30)
     ]
 
 
-class Checksum:
-    """A reward without ties that any change of an answer changes."""
-
-    name = "checksum"
-
-    def score(self, pairs: Any) -> list[float]:
-        return [float(int.from_bytes(pair.answer.encode()) % 1_000_003) for pair in pairs]
-
-
-@pytest.fixture
-def both(cramped: LLM, roomy: LLM) -> Iterator[tuple[LLM, LLM]]:
-    with pytest.MonkeyPatch.context() as patch:
-        for llm in (cramped, roomy):
-            patch.setitem(cast(dict[str, Reward], llm.rewards), "checksum", Checksum())
-        yield cramped, roomy
-
-
 def test_a_crowd_in_a_small_pool_is_answered_as_in_a_large_one(
-    both: tuple[LLM, LLM], start: Any, wait_until: Any
+    cramped: LLM, roomy: LLM, start: Any, wait_until: Any
 ) -> None:
-    cramped, roomy = (start(llm) for llm in both)
+    small, large = start(cramped), start(roomy)
     with ThreadPoolExecutor(30) as pool:
-        expected = list(pool.map(lambda body: answers(roomy.url, body), crowd(0)))
-        got = list(pool.map(lambda body: answers(cramped.url, body), crowd(0)))
+        expected = list(pool.map(lambda body: answers(large.url, body), crowd(0)))
+        got = list(pool.map(lambda body: answers(small.url, body), crowd(0)))
     for body, told, reference in zip(crowd(0), got, expected, strict=True):
         assert [(len(ids), reason) for _, ids, reason in told] == [(body["max_tokens"], "length")] * body.get("n", 1)
         assert told == reference
-    assert metrics(roomy.url)[PREEMPTIONS] == 0
-    assert metrics(cramped.url)[PREEMPTIONS] > 10
-    wait_until(lambda: empty(cramped.url) and empty(roomy.url), 5)
-    check_pages(both[0])
+    assert metrics(large.url)[PREEMPTIONS] == 0
+    assert metrics(small.url)[PREEMPTIONS] > 10
+    wait_until(lambda: empty(small.url) and empty(large.url), 5)
+    check_pages(cramped)
 
 
-def test_leaving_a_crowd_disturbs_nobody(both: tuple[LLM, LLM], start: Any, wait_until: Any) -> None:
+def test_leaving_a_crowd_disturbs_nobody(cramped: LLM, roomy: LLM, start: Any, wait_until: Any) -> None:
     """Half of the clients leave once pages ran out: some are decoding then, some preempted, some queued."""
-    cramped, roomy = (start(llm) for llm in both)
-    before = metrics(cramped.url)[PREEMPTIONS]
+    small, large = start(cramped), start(roomy)
+    before = metrics(small.url)[PREEMPTIONS]
     staying, going = crowd(100)[:8], crowd(200)[:12]
     with ThreadPoolExecutor(8) as pool, ExitStack() as leavers:
-        expected = list(pool.map(lambda body: answers(roomy.url, body), staying))
-        clients = [leavers.enter_context(leaving(cramped.url, body)) for body in going]
-        wait_until(lambda: metrics(cramped.url)[RUNNING] > 0)
-        got = [pool.submit(answers, cramped.url, body) for body in staying]
-        wait_until(lambda: metrics(cramped.url)[PREEMPTIONS] > before)
-        wait_until(lambda: cramped.service.bridge.open == len(staying) + len(going))
+        expected = list(pool.map(lambda body: answers(large.url, body), staying))
+        clients = [leavers.enter_context(leaving(small.url, body)) for body in going]
+        wait_until(lambda: metrics(small.url)[RUNNING] > 0)
+        got = [pool.submit(answers, small.url, body) for body in staying]
+        wait_until(lambda: metrics(small.url)[PREEMPTIONS] > before)
+        wait_until(lambda: small.service.bridge.open == len(staying) + len(going))
         for client in clients:
             client.close()
         assert [each.result(60) for each in got] == expected
-    wait_until(lambda: empty(cramped.url), 5)
-    check_pages(both[0])
-    failed = [value for name, value in metrics(cramped.url).items() if name.startswith("trimtab:request_failure_total")]
+    wait_until(lambda: empty(small.url), 5)
+    check_pages(cramped)
+    failed = [value for name, value in metrics(small.url).items() if name.startswith("trimtab:request_failure_total")]
     assert sum(failed) == len(going)
 
 
@@ -364,6 +281,69 @@ def test_more_than_this_server_decodes_is_refused(
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
     assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logit_bias": {"1" * 5000: 1}},
+        {"top_k": 2**63},
+        {"min_tokens": 2**63, "ignore_eos": False},
+        {"temperature": 1e-40},  # its inverse is infinite in float32
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_numbers_that_no_machine_holds_harm_nobody(
+    narrow: LLM,
+    start: Any,
+    wait_until: Any,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    """A tick is shared: what one request asks for must not end those that run beside it."""
+    url = start(narrow).url
+    expected = answers(url, ask("beside"))
+    runner = narrow._worker.engine.runner
+    with ThreadPoolExecutor(2) as pool, monkeypatch.context() as patch, ExitStack() as ending:
+        ending.callback(gate.open)
+        patch.setattr(runner, "decode", gate.before(runner.decode))
+        beside = pool.submit(answers, url, ask("beside"))
+        gate.reach(2)
+        odd = pool.submit(httpx2.post, url + CHAT, json=ask(max_tokens=2, **change), timeout=PATIENCE)
+        wait_until(lambda: odd.done() or narrow._worker._inbox)
+        gate.open()
+        response = odd.result(PATIENCE)
+        beside.exception(PATIENCE)
+        assert answers(url, ask("beside")) == expected
+        assert beside.result() == expected
+    assert response.status_code in (200, 400), response.text
+
+
+def test_a_failed_tick_leaves_nothing_behind(
+    narrow: LLM, start: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = start(narrow).url
+    expected = answers(url, ask("again"))
+
+    runner, steps = narrow._worker.engine.runner, count(1)
+
+    def failing(chunks: Sequence[Chunk]) -> Any:
+        if next(steps) % 3 == 0:
+            raise RuntimeError("every third step fails")
+        return decode(chunks)
+
+    decode = runner.decode
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "decode", failing)
+        whole = httpx2.post(url + CHAT, json=ask())
+        streamed = httpx2.post(url + CHAT, json=ask(stream=True))
+    assert (whole.status_code, whole.json()["error"]["code"]) == (500, "internal_error")
+    assert streamed.text.endswith('"code":"internal_error"}}\n\ndata: [DONE]\n\n')
+    left = metrics(url)
+    assert answers(url, ask("again")) == expected
+    check_pages(narrow)
+    assert left[USED] == left[RUNNING] == left[WAITING] == 0
 
 
 UGLY = (
@@ -423,20 +403,13 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sigterm_finishes_what_runs_and_refuses_the_rest(long_folder: Path, wait_until: Any) -> None:
     command = [*TRIMTAB, "--model", str(long_folder), "--threads", "1"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment(), **pipes) as process, ThreadPoolExecutor(2) as pool:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split()[-1]
-            told: list[Told] = []
-            streamed, whole = ask(n=2, max_tokens=600, stream=True), ask(n=2, max_tokens=600)
-            threads = [
-                threading.Thread(target=lambda body=body: told.append(answers(url, body)))  # type: ignore[misc]
-                for body in (streamed, whole)
-            ]
-            for thread in threads:
-                thread.start()
+            bodies = [ask(n=2, max_tokens=600, stream=stream) for stream in (False, True)]
+            asked = [pool.submit(answers, url, body) for body in bodies]
             wait_until(lambda: metrics(url)["trimtab:rows"] == 4)
             process.send_signal(signal.SIGTERM)
             wait_until(lambda: httpx2.get(url + "/ready").status_code == 503)
@@ -445,15 +418,13 @@ def test_sigterm_finishes_what_runs_and_refuses_the_rest(long_folder: Path, wait
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
                 assert int(refused.headers["retry-after"]) >= 1
             assert metrics(url)["trimtab:rows"] == 4, "the answers ended before the signal could disturb them"
-            for thread in threads:
-                thread.join(PATIENCE)
-            assert [[(len(ids), reason) for _, ids, reason in each] for each in told] == [[(600, "length")] * 2] * 2
-            assert told[0] == told[1]
-            rest = process.communicate(timeout=PATIENCE)
+            whole, streamed = (each.result(PATIENCE) for each in asked)
+            assert [(len(ids), reason) for _, ids, reason in whole] == [(600, "length")] * 2
+            assert streamed == whole
+            _, complaints = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
-        assert process.returncode == 0
-        assert rest[1] == ""
+        assert (process.returncode, complaints) == (0, "")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(tmp_path: Path) -> None:
