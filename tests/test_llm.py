@@ -1,9 +1,10 @@
 """The offline API over a tiny random model: validation, batching, determinism, clean ends."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from collector import Collector
 from tiny import VOCAB, tiny_folder
 
@@ -140,3 +141,23 @@ def test_an_invalid_prompt_among_many_raises_and_leaves_nothing_running(llm: LLM
         llm.generate(["fine", "", "fine"], progress=False)
     llm.generate(["after"], SamplingParams(max_tokens=1), progress=False)
     assert (llm.stats.pages_used, llm.stats.running) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"dtype": "bfloat16"}, lambda llm: llm._worker.engine.runner.dtype == torch.bfloat16),
+        ({"packed": False}, lambda llm: llm._worker.engine.runner.packing is None),
+        ({"context_length": 100}, lambda llm: llm.context_length == 100),
+        ({"pool_tokens": 160}, lambda llm: llm.context_length == 160),
+        ({"page_size": 8}, lambda llm: llm._worker.engine.runner.pool.page_size == 8),
+        ({"threads": 1}, lambda llm: torch.get_num_threads() == 1),
+        ({"guides": {"x": {"role": "program", "kind": "json"}}}, lambda llm: list(llm.rewards) == ["x"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_each_setting_reaches_the_engine(folder: Path, changes: dict[str, object], what: Callable[[LLM], bool]) -> None:
+    with LLM(str(folder)) as default, LLM(str(folder), settings=EngineSettings.model_validate(changes)) as llm:
+        assert what(llm)
+        assert "threads" in changes or not what(default)
+        assert llm.generate(["hello"], SamplingParams(max_tokens=3, ignore_eos=True), progress=False)[0].choices

@@ -295,3 +295,33 @@ def test_extending_in_steps_equals_extending_at_once(first: int | None, monkeypa
     assert draft.token_ids == alone(PROMPTS[4], sampled(8, 10))
     assert twin.token_ids == draft.token_ids, "the same stream draws the same tokens again after a cut"
     assert twin.text == draft.text
+
+
+class FreesHalf:
+    """Draws four answers, gives two back, and extends the others."""
+
+    def __init__(self) -> None:
+        self.used: list[int] = []
+
+    def rows(self, choices: int) -> int:
+        return 4
+
+    def run(self, context: Context) -> Generator[Op, None, Answer]:
+        drafts = context.prompt.fork(4)
+        yield Extend(drafts, max_tokens=8)
+        pool = context.prompt.table.pool
+        self.used.append(pool.used)
+        for draft in drafts[:2]:
+            draft.free()
+        self.used.append(pool.used)
+        yield Extend(drafts[2:])
+        return Answer(drafts, [])
+
+
+def test_a_program_can_give_pages_back_and_still_answer_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = FreesHalf()
+    monkeypatch.setattr("trimtab.decoders.spec.DecodingSpec.program", program)
+    choices = Toy(TABLE).run(PROMPTS[0], sampled(4, 12), n=4).choices
+    assert [len(choice.token_ids) for choice in choices] == [8, 8, 12, 12]
+    assert all(choice.text for choice in choices)
+    assert program.used[1] <= program.used[0] - 4, "two answers of eight tokens hold two pages of four each"

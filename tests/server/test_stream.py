@@ -110,7 +110,7 @@ def test_an_error_after_the_start_is_an_event(fake: Any, ask: Any) -> None:
     [
         (GuideError("kind", "score is nan"), 500, "guide_error", "'kind'"),
         (Cancelled("closing"), 500, "internal_error", "x-request-id"),
-        (RuntimeError("secret path /root"), 500, "internal_error", "x-request-id"),
+        (RuntimeError("secret path /srv/models"), 500, "internal_error", "x-request-id"),
     ],
 )
 def test_a_failed_request_is_told_without_details(
