@@ -1,7 +1,5 @@
 """POST /v1/chat/completions."""
 
-import time
-import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -31,15 +29,9 @@ def routes(service: Service) -> APIRouter:
         body.check_stream()
         prepared = await service.prepare([_generation(service, body)])
         exchange = service.bridge.submit(prepared, body.choices)
-        head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": body.model,
-            "system_fingerprint": service.fingerprint,
-        }
+        head = service.head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
         if body.stream:
-            return _stream(service, body, exchange, {**head, "object": "chat.completion.chunk"})
+            return _stream(service, body, exchange, head)
         with service.bridge.watched(exchange, request.receive):
             (result,) = await exchange.complete()
         answer = _whole(service, body, exchange, result, head)
@@ -71,13 +63,7 @@ def _stream(service: Service, body: ChatRequest, exchange: Exchange, head: dict[
         token_ids=bool(body.return_token_ids),
         vocabulary=service.llm.vocabulary,
     )
-    return EventStream(
-        service.bridge,
-        exchange,
-        chunks,
-        include_usage=body.include_usage,
-        keep_alive=service.settings.keep_alive,
-    )
+    return EventStream(service, exchange, chunks, include_usage=body.include_usage)
 
 
 def _whole(

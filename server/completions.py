@@ -1,7 +1,5 @@
 """POST /v1/completions."""
 
-import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,13 +32,7 @@ def routes(service: Service) -> APIRouter:
         prepared = await service.prepare(_generations(service, body))
         echo = _echo(service, body)
         exchange = service.bridge.submit(prepared, body.choices)
-        head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": body.model,
-            "system_fingerprint": service.fingerprint,
-        }
+        head = service.head("cmpl", "text_completion")
         if body.stream:
             return _stream(service, body, exchange, head, echo)
         with service.bridge.watched(exchange, request.receive):
@@ -87,13 +79,7 @@ def _stream(
         echo=echo,
         skip_special=body.skip_special_tokens is not False,
     )
-    return EventStream(
-        service.bridge,
-        exchange,
-        chunks,
-        include_usage=body.include_usage,
-        keep_alive=service.settings.keep_alive,
-    )
+    return EventStream(service, exchange, chunks, include_usage=body.include_usage)
 
 
 def _whole(

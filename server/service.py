@@ -1,8 +1,9 @@
 """What every route needs: the model, the settings, the bridge to the engine and the metrics."""
 
 import time
+import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
 
@@ -55,6 +56,16 @@ class Service:
             message = f"{field} may be {limits.max_tokens} at most on this server, not {max_tokens}"
             raise InvalidRequest(message, param=field, code="invalid_value")
         return max_tokens
+
+    def head(self, prefix: str, kind: str) -> dict[str, Any]:
+        """The fields that open every answer: a fresh id, the object's kind, time, model and fingerprint."""
+        return {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.llm.model_name,
+            "system_fingerprint": self.fingerprint,
+        }
 
     async def prepare(self, requests: Sequence["GenerationRequest"]) -> list["PreparedRequest"]:
         """Validate and tokenise outside the event loop; raises InvalidRequest or Overloaded."""

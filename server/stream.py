@@ -7,31 +7,29 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from trimtab.server import report
-from trimtab.server.bridge import Bridge, ClientGone, Exchange
+from trimtab.server.bridge import ClientGone, Exchange
 from trimtab.server.chunks import DONE, KEEP_ALIVE, Chunks, event
 from trimtab.server.errors import api_error
+from trimtab.server.service import Service
 
 
 class EventStream(Response):
     """Streams one exchange; a client that leaves cancels it.
 
-    Everything that became readable at once goes out in one write. `keep_alive` is the silence in seconds
-    after which a comment is sent.
+    Everything that became readable at once goes out in one write; after a silence a comment is sent.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, bridge: Bridge, exchange: Exchange, chunks: Chunks, *, include_usage: bool, keep_alive: float
-    ) -> None:
+    def __init__(self, service: Service, exchange: Exchange, chunks: Chunks, *, include_usage: bool) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self._bridge = bridge
+        self._bridge = service.bridge
         self._exchange = exchange
         self._chunks = chunks
         self._include_usage = include_usage
-        self._keep_alive = keep_alive
+        self._keep_alive = service.settings.keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with (
