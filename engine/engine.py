@@ -112,8 +112,7 @@ class Engine:
             _charge(job, 1)
             sequence.table.stored(sequence.tokens, len(sequence.tokens))
             if draw.id < 0:
-                for relative in job.prompt.family:
-                    self.runner.scrub(relative.table)
+                self.runner.scrub(job.own_pages)
                 self._fail(job, TrimtabError("the model gave no finite logit"))
             else:
                 self._append(job, sequence, draw)
@@ -151,21 +150,24 @@ class Engine:
             if isinstance(job.op, Score):
                 waiting.setdefault(job.op.reward, []).append(job)
         for name, jobs in waiting.items():
-            shares = self._shares(jobs)
-            try:
-                self._score_batch(name, shares)
-            except GuideError:
-                # Some answer cannot be scored: one request at a time finds whose it is, and the others go on.
-                for share in shares:
-                    try:
-                        self._score_batch(name, [share])
-                    except GuideError as error:
-                        _add(self.stats.guide_errors, name, 1)
-                        self._fail(share[0], error)
+            self._score_shares(name, self._shares(jobs))
 
-    def _score_batch(self, name: str, shares: list[tuple[Job, list[Pair]]]) -> None:
+    def _score_shares(self, name: str, shares: list[tuple[Job, list[Pair]]]) -> None:
+        """Score one batch; if that fails, one request at a time finds whose answer it is, and the others go on."""
         began = perf_counter()
-        rewards = self.rewards[name].score([pair for _, pairs in shares for pair in pairs])
+        try:
+            rewards = self.rewards[name].score([pair for _, pairs in shares for pair in pairs])
+        except Exception as error:
+            if len(shares) > 1:
+                for share in shares:
+                    self._score_shares(name, [share])
+                return
+            _add(self.stats.guide_errors, name, 1)
+            if not isinstance(error, GuideError):
+                logger.exception("guide %r failed", name)
+                error = GuideError(name, type(error).__name__)
+            self._fail(shares[0][0], error)
+            return
         _add(self.stats.score_seconds, name, perf_counter() - began)
         _add(self.stats.score_batches, name, 1)
         _add(self.stats.score_items, name, len(rewards))
@@ -202,7 +204,9 @@ class Engine:
                 value = [] if isinstance(op, Score) else None
         except StopIteration as stop:
             self._finish(job, stop.value)
-        except TrimtabError as error:
+        except Exception as error:  # a mistake in one program ends its own request, not its neighbours'
+            if not isinstance(error, TrimtabError):
+                logger.exception("the program of a request failed")
             self._fail(job, error)
 
     def _finish(self, job: Job, answer: Answer) -> None:
@@ -222,7 +226,7 @@ class Engine:
         del self._jobs[job.request.handle]
         self._ended.append(job)
         if self.idle and self.runner.pool.used:
-            raise RuntimeError(f"{self.runner.pool.used} pages are still referred to, but no request is live")
+            logger.error("%d pages are still referred to, but no request is live", self.runner.pool.used)
 
     def _count(self) -> None:
         pool, stats = self.runner.pool, self.stats

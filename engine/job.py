@@ -1,6 +1,7 @@
 """One request while it lives in the engine."""
 
 from array import array
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from itertools import count
@@ -40,7 +41,6 @@ class Job:
     request: Request
     prompt: Sequence
     arrived: float = field(default_factory=monotonic)
-    admitted: float | None = None
     run: Generator[Op, Any, Answer] | None = None
     """the running program; None until the prompt is stored"""
     op: Op | None = None
@@ -74,6 +74,13 @@ class Job:
     def active(self) -> list[Sequence]:
         """Sequences that need a forward: the prompt until it is stored, then those that the program extends."""
         return [self.prompt] if self.run is None else list(self.targets)
+
+    @property
+    def own_pages(self) -> list[int]:
+        """Pages that no other request refers to."""
+        held = Counter(page for sequence in self.prompt.family for page in sequence.table.pages)
+        references = self.prompt.table.pool.references
+        return [page for page, count in held.items() if references[page] == count]
 
     def end_phase(self, name: str) -> None:
         """Charge the time since the last phase ended to `name`."""

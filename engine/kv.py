@@ -25,7 +25,6 @@ from trimtab.engine.pages import TRASH_PAGE, PagePool, PageTable
 ATTENTION = "trimtab_paged"
 RAGGED_PAGES = 64  # rows of unequal length are attended together until padding would read this many pages in vain
 
-
 IntArray = npt.NDArray[np.int64]
 
 

@@ -142,7 +142,7 @@ class PackedGroup:
 
 @dataclass(frozen=True)
 class FusedChild:
-    """An RMS norm that was replaced by its fused form."""
+    """A module (a norm, an attention) that was replaced by its fused form."""
 
     parent: nn.Module
     name: str

@@ -69,9 +69,9 @@ class ModelRunner:
         return logits[:, -1]
 
     @torch.inference_mode()
-    def scrub(self, table: PageTable) -> None:
-        """Clear what a row without finite logits has stored, before its pages go to another."""
-        self.store.scrub(table.pages)
+    def scrub(self, pages: Sequence[int]) -> None:
+        """Clear pages of a row without finite logits, before they go to another."""
+        self.store.scrub(pages)
 
     def restore(self) -> None:
         """Put the model's own modules and weights back, for methods that need gradients or hidden layers' outputs."""

@@ -7,7 +7,6 @@ sequence can take every page, and no single sequence is larger than the pool, so
 
 from collections import deque
 from collections.abc import Iterator
-from time import monotonic
 
 from trimtab.engine.job import Job
 from trimtab.engine.pages import OutOfPages, PagePool
@@ -41,7 +40,6 @@ class Scheduler:
             self.waiting.popleft()
             self.running.append(job)
             rows += job.request.rows
-            job.admitted = monotonic()
             job.end_phase("queue")
             job.usage.cached_tokens = self._match(job.prompt)
 
@@ -66,7 +64,7 @@ class Scheduler:
             if count and self._reserve(sequence, start + count):
                 width = max(width, count)
                 chunks.append(((job, sequence), (sequence.table, sequence.tokens[start : start + count])))
-        return self._keep(chunks)
+        return chunks
 
     def decode(self) -> list[tuple[Planned, Chunk]]:
         """The last token of every sequence that can decode, longest sequences first."""
@@ -74,7 +72,7 @@ class Scheduler:
         for job, sequence in self._active():
             if job.run is not None and sequence.unstored == 0 and self._reserve(sequence, len(sequence.tokens)):
                 chunks.append(((job, sequence), (sequence.table, sequence.tokens[-1:])))
-        return sorted(self._keep(chunks), key=lambda chunk: -len(chunk[0][1].tokens))
+        return sorted(chunks, key=lambda chunk: -len(chunk[0][1].tokens))
 
     def release(self, job: Job) -> None:
         """Forget a job, wherever it is, and free its pages."""
@@ -97,7 +95,10 @@ class Scheduler:
         return found
 
     def _reserve(self, sequence: Sequence, length: int) -> bool:
-        """Make room for the sequence up to `length`, taking pages from idle and younger ones if need be."""
+        """Make room for the sequence up to `length`, taking pages from idle and younger ones if need be.
+
+        Sequences are planned from the oldest on, so none that is planned already can lose its pages.
+        """
         while True:
             try:
                 sequence.table.reserve(length)
@@ -124,8 +125,3 @@ class Scheduler:
         if last is None or order.index(last[1]) <= order.index(sequence):
             return None
         return last
-
-    @staticmethod
-    def _keep(chunks: list[tuple[Planned, Chunk]]) -> list[tuple[Planned, Chunk]]:
-        """Drop the chunks whose sequence lost its pages to an older one after it was planned."""
-        return [chunk for chunk in chunks if chunk[0][1].table.pages]

@@ -17,7 +17,7 @@ from trimtab.engine.job import Request
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # ticks in a row that may raise before the engine gives up
+MAX_FAILURES = 3  # ticks that may raise, with no decode step in between, before the engine gives up
 
 
 class Worker:
@@ -42,7 +42,9 @@ class Worker:
     def submit(self, request: Request) -> None:
         """Queue a request; raises Overloaded when the queue is full or the engine is stopping."""
         with self._signal:
-            if self._draining or self._closing or self.failed:
+            if self.failed is not None:
+                raise Overloaded("the engine has stopped after repeated errors: restart the server", retry_after=30.0)
+            if self._draining or self._closing:
                 raise Overloaded("the server is shutting down and takes no new requests", retry_after=5.0)
             if len(self._inbox) + len(self.engine.scheduler.waiting) >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} requests are waiting already; try again later")
@@ -76,28 +78,37 @@ class Worker:
 
     def _loop(self) -> None:
         failures = 0
-        while self._receive():
+        while self._wait():
+            steps = self.engine.stats.steps
             try:
+                self._take_in()
                 self.engine.tick()
-                failures = 0
+                if self.engine.stats.steps > steps:  # a tick without work proves nothing
+                    failures = 0
             except Exception as error:  # one bad tick must not take the server down
                 logger.exception("a tick failed; all running requests end with an error")
-                failures += 1
                 self.engine.fail_all(error)
+                failures += 1
                 if failures == MAX_FAILURES:
-                    self.failed = error
+                    with self._signal:
+                        self.failed = error
                     break
-        self._receive()
+        self._take_in()
         self.engine.fail_all(self.failed or Cancelled("the engine was closed"))
 
-    def _receive(self) -> bool:
-        """Wait for work and take it in; False when the thread should end."""
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False when the thread should end."""
         with self._signal:
             while not (self._inbox or self._cancelled or self._closing) and self.engine.idle:
                 self._signal.wait()
-            while self._inbox:
-                self.engine.submit(self._inbox.popleft())
+            return not self._closing
+
+    def _take_in(self) -> None:
+        """Hand the engine what arrived and what was given up since the last tick."""
+        with self._signal:
+            arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, deque()
+        for request in arrived:
+            self.engine.submit(request)
         for handle in cancelled:
             self.engine.cancel(handle)
-        return not self._closing

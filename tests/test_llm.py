@@ -136,6 +136,22 @@ def test_a_full_queue_and_a_drain_are_overloads_and_closing_ends_what_runs(folde
         assert collector.done.wait(20)
 
 
+def test_repeated_failures_stop_the_engine_and_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(chunks: object) -> None:
+        raise RuntimeError("broken")
+
+    with LLM(str(folder), settings=EngineSettings(pool_tokens=4096)) as llm:
+        monkeypatch.setattr(llm._worker.engine.runner, "decode", fail)
+        for _ in range(3):
+            assert llm.failed is None
+            with pytest.raises(RuntimeError, match="broken"):
+                llm.generate(["go"], progress=False)
+        llm._worker._thread.join(20)
+        assert isinstance(llm.failed, RuntimeError)
+        with pytest.raises(Overloaded, match="restart"):
+            llm.generate(["go"], progress=False)
+
+
 def test_an_invalid_prompt_among_many_raises_and_leaves_nothing_running(llm: LLM) -> None:
     with pytest.raises(InvalidRequest):
         llm.generate(["fine", "", "fine"], progress=False)

@@ -116,7 +116,7 @@ def test_cancelling_frees_every_page(phase: str) -> None:
         toy.engine.scheduler._max_rows = 1
     job = toy.engine._jobs[handle]
     reached = {
-        "waiting": lambda: job.admitted is None,
+        "waiting": lambda: job in toy.engine.scheduler.waiting,
         "prefill": lambda: job.run is None and job.prompt.table.length > 0,
         "decode": lambda: isinstance(job.op, Extend) and job.prompt.family[1].generated == 2,
         "score": lambda: isinstance(job.op, Score) and len(job.rewards) == 2,
@@ -247,21 +247,75 @@ def test_a_model_without_finite_logits_fails_its_request_alone() -> None:
     assert toy.result(good).choices[0].token_ids == alone(PROMPTS[1], sampled(1))
 
 
+def test_a_failing_neighbour_leaves_the_pages_it_shares_alone() -> None:
+    shared = PROMPTS[7]
+
+    def logits(prefix: Sequence[int]) -> np.ndarray:
+        failing = len(prefix) > len(shared) + 3 and prefix[len(shared)] == 99
+        return np.full(VOCAB, math.nan) if failing else TABLE(prefix)
+
+    toy = Toy(logits, settings=settings())
+    good = toy.submit([*shared, 1], sampled(1, 20))
+    while toy.stats.generation_tokens == 0:
+        toy.engine.tick()
+    bad = toy.submit([*shared, 99], sampled(2, 20), n=2)
+    toy.finish()
+    assert isinstance(toy.end(bad), Failure)
+    assert toy.result(good).choices[0].token_ids == alone([*shared, 1], sampled(1, 20))
+
+
+def test_a_mistake_in_a_program_or_a_reward_ends_its_own_request_alone() -> None:
+    def broken(text: str) -> float:
+        raise ZeroDivisionError
+
+    class Broken:
+        def rows(self, choices: int) -> int:
+            return 1
+
+        def run(self, context: Context) -> Generator[Op, None, Answer]:
+            yield Extend(context.prompt.fork(1), max_tokens=2)
+            raise ZeroDivisionError
+
+    toy = Toy(TABLE, rewards={"broken": broken})
+    good = toy.submit(PROMPTS[1], sampled(1))
+    scored = toy.submit(PROMPTS[2], sampled(2, 3), decoding={"strategy": "best_of_n", "n": 2, "reward": "broken"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trimtab.decoders.spec.DecodingSpec.program", Broken())
+        programmed = toy.submit(PROMPTS[3], sampled(3))
+    toy.finish()
+    assert toy.result(good).choices[0].token_ids == alone(PROMPTS[1], sampled(1))
+    ends = [toy.end(handle) for handle in (scored, programmed)]
+    assert isinstance(ends[0], Failure)
+    assert isinstance(ends[0].error, GuideError)
+    assert "broken" in str(ends[0].error)
+    assert isinstance(ends[1], Failure)
+    assert isinstance(ends[1].error, ZeroDivisionError)
+
+
 def test_a_reward_that_raises_fails_the_request_that_it_cannot_score() -> None:
+    forced = 65
+    disliked = Toy(TABLE).vocabulary.decode([forced] * 3)
+    batches: list[str] = []
+
     def fussy(text: str) -> float:
-        if text == "":
-            raise GuideError("fussy", "empty answer")
+        batches.append(text)
+        if text == disliked:
+            raise GuideError("fussy", "cannot read this")
         return 1.0
 
     toy = Toy(TABLE, rewards={"fussy": fussy})
     decoding = {"strategy": "best_of_n", "n": 2, "reward": "fussy"}
-    bad = toy.submit(PROMPTS[0], sampled(0, 0), decoding=decoding)
-    good = toy.submit(PROMPTS[0], sampled(0, 0), n=1)
-    fine = toy.submit(PROMPTS[0], sampled(0, 3), decoding=decoding)
+    bias = SamplingParams(seed=0, max_tokens=3, logit_bias={forced: 100.0})
+    before = toy.submit(PROMPTS[0], sampled(0, 3), decoding=decoding)
+    bad = toy.submit(PROMPTS[0], bias, decoding=decoding)
+    after = toy.submit(PROMPTS[0], sampled(1, 3), decoding=decoding)
     toy.finish()
-    assert isinstance(toy.end(bad), Failure)
-    assert toy.result(good).choices
-    assert toy.result(fine).candidates[0].reward == 1.0
+    assert batches.index(disliked) == 2, "the three were not scored in one batch"
+    end = toy.end(bad)
+    assert isinstance(end, Failure)
+    assert "cannot read this" in str(end.error)
+    for handle in (before, after):
+        assert [candidate.reward for candidate in toy.result(handle).candidates] == [1.0, 1.0]
     assert toy.stats.guide_errors == {"fussy": 1}
 
 

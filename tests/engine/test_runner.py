@@ -179,7 +179,7 @@ def test_scrubbed_pages_poison_nobody() -> None:
     bad.prefill(ids(0, 16))
     for layer in runner.store.layers:
         layer.kv.fill_(torch.nan)
-    runner.scrub(bad.table)
+    runner.scrub(bad.table.pages)
     bad.table.free()
     row = Row(runner)
     assert row.table.match(bad.tokens) == 0, "what was scrubbed is still found"

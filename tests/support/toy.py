@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.engine import Engine
 from trimtab.engine.job import Request
-from trimtab.engine.pages import PagePool, PageTable
+from trimtab.engine.pages import PagePool
 from trimtab.engine.plan import SteerPlan
 from trimtab.engine.results import Delta, EngineStats, Event, Failure, Result
 from trimtab.engine.rewards import Pair, Reward
@@ -83,9 +83,9 @@ class ToyRunner:
             rows.append(self._memo[prefix])
         return torch.from_numpy(np.stack(rows)).float()
 
-    def scrub(self, table: PageTable) -> None:
-        self._store[table.pages] = -1
-        for page in table.pages:
+    def scrub(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            self._store[page] = -1
             self.pool.forget(page)
 
     def _write(self, chunks: Sequence[Chunk]) -> None:
