@@ -8,7 +8,8 @@ from torch import Tensor
 
 from trimtab.kernels.edits import Edits
 from trimtab.kernels.philox import uniforms
-from trimtab.kernels.steer_sample import RowParams, reference_steer, steer_sample, top_logprobs
+from trimtab.kernels.steer_sample import reference_steer, steer_sample, top_logprobs
+from trimtab.kernels.survivors import RowParams
 
 INF, NAN = math.inf, math.nan
 
@@ -293,3 +294,23 @@ def test_top_logprobs_break_ties_by_lower_id_and_skip_nan() -> None:
     assert ids.tolist() == [[0, 3, 5, 2, 6]]
     total = 3 * math.e + 2 + math.exp(-2)
     assert values.tolist() == [pytest.approx([v - math.log(total) for v in (1, 1, 1, 0, 0)], abs=1e-5)]
+
+
+def test_rows_with_nan_are_named() -> None:
+    logits = normal(4, 600)
+    params = row_params(*[(1.0, 0, 1.0, 0.0), (0.0, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.0, 0, 1.0, 0.0)])
+    assert steer_sample(logits, params, draws(4)).nan is None
+    logits[0, :], logits[3, 3] = -INF, INF
+    assert steer_sample(logits, params, draws(4)).nan is None
+    logits[1, 599], logits[2] = NAN, NAN
+    for logprobs in (False, True):
+        nan = steer_sample(logits, params, draws(4), logprobs=logprobs).nan
+        assert nan is not None
+        assert nan.tolist() == [False, True, True, False]
+    greedy = steer_sample(logits, row_params(*[(0.0, 0, 1.0, 0.0)] * 4), draws(4)).nan
+    assert greedy is not None
+    assert greedy.tolist() == [False, True, True, False]
+
+
+def test_top_logprobs_list_the_lowest_of_many_equal_ids() -> None:
+    assert top_logprobs(torch.zeros(1, 3000), 5)[1].tolist() == [[0, 1, 2, 3, 4]]
