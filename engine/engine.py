@@ -1,39 +1,53 @@
 """The engine: one tick after the other over all live requests, in one thread, knowing nothing of HTTP."""
 
 import logging
+import math
 from collections.abc import Mapping
 from time import perf_counter
 
+import torch
+
+from trimtab.engine.duet import Look, Spoken
 from trimtab.engine.errors import Cancelled, GuideError, TrimtabError
+from trimtab.engine.guides.base import Guide
 from trimtab.engine.job import Job, Request
-from trimtab.engine.program import Answer, Context, Extend, Score
-from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure
+from trimtab.engine.lane import Lane
+from trimtab.engine.model import Model
+from trimtab.engine.outputs import Outputs
+from trimtab.engine.pages import OutOfPages
+from trimtab.engine.plan import BASE
+from trimtab.engine.program import Answer, Context, Draw, Extend, Propose, Score
+from trimtab.engine.reader import Reader
+from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, TokenTrace
 from trimtab.engine.rewards import Pair, Reward
-from trimtab.engine.runner import ModelRunner
-from trimtab.engine.sampler import Draw, Sampler
+from trimtab.engine.sampler import Drawn, Sampler
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.settings import EngineSettings
+from trimtab.engine.tally import Measure
 
 logger = logging.getLogger(__name__)
-
-BASE = "base"
-"""name of the base model in usage reports"""
 
 
 class Engine:
     """Decodes all live requests in shared batches. Not thread-safe: one thread calls everything."""
 
     def __init__(
-        self, runner: ModelRunner, rewards: Mapping[str, Reward], settings: EngineSettings, stats: EngineStats
+        self,
+        models: Mapping[str, Model],
+        guides: Mapping[str, Guide],
+        rewards: Mapping[str, Reward],
+        settings: EngineSettings,
+        stats: EngineStats,
     ) -> None:
-        self.runner = runner
+        self.models = models
+        self.runner = models[BASE].runner
+        self.guides = guides
         self.rewards = rewards
         self.stats = stats
-        self.scheduler = Scheduler(
-            runner.pool, stats, max_rows=settings.max_rows, prefill_tokens=settings.prefill_tokens
-        )
-        self._sampler = Sampler()
+        self.scheduler = Scheduler(stats, max_rows=settings.max_rows, prefill_tokens=settings.prefill_tokens)
+        self._reader = Reader(guides)
+        self._sampler = Sampler(guides)
         self._score_pairs = settings.score_pairs
         self._jobs: dict[object, Job] = {}
         self._ended: list[Job] = []
@@ -43,7 +57,7 @@ class Engine:
         return not self._jobs
 
     def submit(self, request: Request) -> None:
-        job = Job.of(request, self.runner.pool)
+        job = Job.of(request, self.models)
         self._jobs[request.handle] = job
         self.scheduler.waiting.append(job)
 
@@ -59,6 +73,7 @@ class Engine:
         self._start_programs()
         self._decode()
         self._score()
+        self._draw_weighed()
         self.deliver()
         self._count()
 
@@ -82,66 +97,182 @@ class Engine:
             send(batch)
 
     def _prefill(self) -> None:
-        planned = self.scheduler.prefill()
-        if not planned:
-            return
-        self.runner.prefill([chunk for _, chunk in planned])
-        for (job, sequence), (table, tokens) in planned:
-            table.stored(sequence.tokens, table.length + len(tokens))
-            _charge(job, len(tokens))
-            self.stats.prompt_tokens += len(tokens)
+        for model, turns in self.scheduler.prefill().items():
+            model.runner.prefill([turn.chunk for turn in turns])
+            for turn in turns:
+                lane, count = turn.lane, len(turn.chunk.tokens)
+                lane.table.stored(lane.tokens, lane.table.length + count)
+                self._charge(turn.job, lane, count)
+                self.stats.prompt_tokens += count
 
     def _start_programs(self) -> None:
         for job in list(self.scheduler.running):
-            if job.run is None and job.prompt.unstored == 0:
+            if job.run is None and job.prompt.stored:
                 job.end_phase("prefill")
                 job.run = job.request.program.run(Context(job.prompt, job.request.choices))
-                self._resume(job, None)
+                self._resume(job)
 
     def _decode(self) -> None:
-        planned = self.scheduler.decode()
-        if not planned:
+        turns = self.scheduler.decode()
+        if not turns:
             return
-        rows = [sequence for (_, sequence), _ in planned]
-        draws = self._sampler.draw(rows, self.runner.decode([chunk for _, chunk in planned]))
         self.stats.steps += 1
-        self.stats.decode_rows += len(rows)
-        for ((job, sequence), _), draw in zip(planned, draws, strict=True):
+        outputs = self._reader.read(turns)
+        jobs = {turn.sequence: turn.job for turn in turns}
+        speaking: list[Sequence] = []
+        drafting: list[Sequence] = []
+        proposing: list[Sequence] = []
+        for sequence, job in jobs.items():
+            if sequence.duet is None:
+                for lane in sequence.lanes:
+                    if not lane.scores:
+                        lane.table.stored(lane.tokens, len(lane.tokens))
+                (proposing if isinstance(job.op, Propose) else speaking).append(sequence)
+            elif sequence.duet.speaker == "guide":
+                drafting.append(sequence)
+            elif self._listen(job, sequence, outputs):
+                speaking.append(sequence)
+        if speaking:
+            self._speak(speaking, jobs, outputs)
+        if proposing:
+            self._propose(proposing, jobs, outputs)
+        self._draft(drafting, jobs, outputs)
+        for turn in turns:
+            count = len(turn.chunk.tokens)
+            if not turn.lane.scores or turn.lane in self._reader.asked:
+                self._charge(turn.job, turn.lane, count + len(self._reader.asked.get(turn.lane, ())))
+        for job in dict.fromkeys(jobs.values()):
+            if isinstance(job.op, Extend | Propose) and not job.targets and job.request.handle in self._jobs:
+                self._resume(job)
+
+    def _speak(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
+        """Draw the base's next token of each sequence, as its plan steers it."""
+        rows.sort(key=lambda row: -len(row.tokens))  # as the forward read them: then the logits need no copy
+        logits = outputs.logits([row.base for row in rows])
+        for sequence, draw in zip(rows, self._sampler.draw(rows, logits, outputs, self._reader.score), strict=True):
+            job = jobs[sequence]
             if job.request.handle not in self._jobs:  # another of its rows has just failed
                 continue
-            _charge(job, 1)
-            sequence.table.stored(sequence.tokens, len(sequence.tokens))
-            if draw.id < 0:
-                self.runner.scrub(job.own_pages)
-                self._fail(job, TrimtabError("the model gave no finite logit"))
-            else:
+            if draw.error is not None or draw.id < 0:
+                self._fail_row(job, draw.error)
+            elif sequence.duet is None or sequence.duet.take(draw.id):
                 self._append(job, sequence, draw)
-        for job in {id(job): job for (job, _), _ in planned}.values():
-            if isinstance(job.op, Extend) and not job.targets and job.request.handle in self._jobs:
-                self._resume(job, None)
+                job.settle(sequence)
+            if sequence.duet is not None:
+                self._settle_duet(job, sequence)
+        self._reader.keep([row for row in rows if jobs[row].request.handle in self._jobs])
 
-    def _append(self, job: Job, sequence: Sequence, draw: Draw) -> None:
-        """Add a drawn token to its sequence, see whether the sequence ends, and stream the text that is certain."""
-        plan = sequence.plan
-        sequence.tokens.append(draw.id)
+    def _propose(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
+        """Note for each sequence which tokens could follow."""
+        logits = outputs.logits([row.base for row in rows])
+        ops = [jobs[row].op for row in rows]
+        counts = [op.k for op in ops if isinstance(op, Propose)]
+        found = self._sampler.propose(rows, counts, logits, outputs, self._reader.score)
+        for sequence, proposed in zip(rows, found, strict=True):
+            job = jobs[sequence]
+            if job.request.handle not in self._jobs:  # another of its rows has just failed
+                continue
+            if proposed.error is not None or not proposed.scores:
+                self._fail_row(job, proposed.error)
+            else:
+                job.proposals[sequence] = proposed.scores, proposed.reference
+                del job.targets[sequence]
+
+    def _draw_weighed(self) -> None:
+        """Draw the tokens that programs have weighed, those of all requests at once."""
+        jobs = [job for job in self.scheduler.running if isinstance(job.op, Draw)]
+        rows = [(job, *entry) for job in jobs for entry in job.draws.items()]
+        if not rows:
+            return
+        found = self._sampler.weigh([sequence for _, sequence, _ in rows], [weighed for *_, weighed in rows])
+        for (job, sequence, _), drawn in zip(rows, found, strict=True):
+            if job.request.handle not in self._jobs:
+                continue
+            if drawn.id < 0:
+                self._fail_row(job, None)
+            else:
+                self._append(job, sequence, drawn)
+        for job in jobs:
+            if job.request.handle in self._jobs:
+                self._resume(job)
+
+    def _listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> bool:
+        """Let a duet judge what the base has just read; whether the base draws a token now."""
+        duet, lane = sequence.duet, sequence.base
+        assert duet is not None
+        draft = list(duet.draft)
+        logprobs = outputs.every(lane).float().log_softmax(dim=1)  # (q, V)
+        top, ids = logprobs.max(dim=1)
+        following: list[float | None] = [None] * len(logprobs)
+        if draft:
+            known = logprobs[-len(draft) - 1 : -1]
+            following[-len(draft) - 1 : -1] = known.gather(1, torch.tensor(draft, device=ids.device)[:, None])[
+                :, 0
+            ].tolist()
+        rows = [Look(*each) for each in zip(ids.tolist(), top.exp().tolist(), following, strict=True)]
+        if not all(math.isfinite(row.top_p) for row in rows):
+            self._fail_row(job, None)
+            return False
+        verdict = duet.look(rows)
+        for spoken in verdict.accepted:
+            if sequence.finish is None:
+                self._append(job, sequence, _spoken(spoken, sequence))
+        lane.table.stored(lane.tokens, len(lane.tokens))
+        job.settle(sequence)
+        self._settle_duet(job, sequence)
+        if verdict.draw is None or sequence not in job.targets:
+            return False
+        outputs.choose(lane, verdict.draw)
+        return True
+
+    def _draft(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
+        """Draw the other voice's next token of each sequence."""
+        groups: dict[Model, list[Sequence]] = {}
+        for row in rows:
+            groups.setdefault(row.guide.model, []).append(row)
+        for group in groups.values():
+            tokens = self._sampler.speak(group, outputs.logits([row.guide for row in group]))
+            for sequence, token in zip(group, tokens, strict=True):
+                job, duet = jobs[sequence], sequence.duet
+                assert duet is not None
+                sequence.guide.table.stored(sequence.guide.tokens, len(sequence.guide.tokens))
+                if token < 0:
+                    self._fail_row(job, GuideError(sequence.guide.name, "gave no finite logit"))
+                elif job.request.handle in self._jobs:
+                    duet.take(token)
+                    self._settle_duet(job, sequence)
+
+    def _settle_duet(self, job: Job, sequence: Sequence) -> None:
+        """Bring a sequence in line with its duet: what the guide reads next, and whether the answer is over."""
+        duet = sequence.duet
+        if duet is None or job.request.handle not in self._jobs:
+            return
+        if duet.speaker == "guide":
+            sequence.guide.replace(duet.guide_tokens)
+        elif duet.draft:  # the base reads its last token again: the row after it judges the draft's first one
+            sequence.base.table.trim(len(sequence.tokens) - 1)
+        if duet.finish is not None and sequence.finish is None:
+            sequence.finish = duet.finish
+            self._send(job, sequence, sequence.text.flush(), (), None)
+            job.settle(sequence)
+
+    def _append(self, job: Job, sequence: Sequence, draw: Drawn) -> None:
+        """Add a token to its sequence, see whether the sequence ends, and stream the text that is certain."""
+        text = sequence.push(draw.id)
         self.stats.generation_tokens += 1
         if draw.logprob is not None:
             sequence.logprobs.append(draw.logprob)
-        text = ""
-        stop_ids = plan.sampling.stop_token_ids
-        if draw.id in plan.eos_ids or draw.id in stop_ids:
-            sequence.finish = "stop"
-            sequence.stop_reason = draw.id if draw.id in stop_ids else None
-        else:
-            text = sequence.text.push(draw.id)
-            if sequence.text.stopped is not None:
-                sequence.finish, sequence.stop_reason = "stop", sequence.text.stopped
-        job.settle(sequence)
-        if sequence.finish is not None:
-            text += sequence.text.flush()
+        if draw.measure is not None:
+            sequence.tally.add(draw.measure)
+        if draw.trace is not None:
+            sequence.trace.append(draw.trace)
+        self._send(job, sequence, text, (draw.id,), draw.logprob)
+
+    def _send(
+        self, job: Job, sequence: Sequence, text: str, ids: tuple[int, ...], logprob: TokenLogprob | None
+    ) -> None:
         if sequence.choice is not None:
-            report = None if draw.logprob is None else (draw.logprob,)
-            job.events.append(Delta(sequence.choice, text, (draw.id,), report))
+            job.events.append(Delta(sequence.choice, text, ids, None if logprob is None else (logprob,)))
 
     def _score(self) -> None:
         """One batch per reward guide over all requests that wait for it, in the order of their arrival."""
@@ -157,6 +288,14 @@ class Engine:
         began = perf_counter()
         try:
             rewards = self.rewards[name].score([pair for _, pairs in shares for pair in pairs])
+        except OutOfPages as full:  # rewards that read over pages share them with lanes
+            if self.scheduler.preempt(full.pool):
+                self._score_shares(name, shares)
+            else:
+                self._fail(
+                    shares[0][0], GuideError(name, "its page pool is too small for one answer: raise pool_tokens")
+                )
+            return
         except Exception as error:
             if len(shares) > 1:
                 for share in shares:
@@ -177,7 +316,7 @@ class Engine:
             rewards = rewards[len(pairs) :]
             _add(job.usage.forwards, name, 1)
             if len(job.rewards) == len(job.op.sequences):
-                self._resume(job, job.rewards)
+                self._resume(job)
 
     def _shares(self, jobs: list[Job]) -> list[tuple[Job, list[Pair]]]:
         """Unscored answers of `jobs`, up to the batch limit."""
@@ -191,17 +330,15 @@ class Engine:
                 room -= len(left)
         return shares
 
-    def _resume(self, job: Job, value: object) -> None:
+    def _resume(self, job: Job) -> None:
         """Answer the program's op, and its next ones as long as they are done at once."""
         assert job.run is not None
         try:
             while True:
                 if job.op is not None:
-                    job.end_phase("decode" if isinstance(job.op, Extend) else "score")
-                op = job.run.send(value)
-                if not job.begin(op):
+                    job.end_phase("score" if isinstance(job.op, Score) else "decode")
+                if not job.begin(job.run.send(job.reply)):
                     return
-                value = [] if isinstance(op, Score) else None
         except StopIteration as stop:
             self._finish(job, stop.value)
         except Exception as error:  # a mistake in one program ends its own request, not its neighbours'
@@ -217,6 +354,20 @@ class Engine:
         job.events.append(result)
         self._end(job)
 
+    def _fail_row(self, job: Job, error: Exception | None) -> None:
+        """End a request whose numbers are not finite, and clear the pages that may hold them."""
+        if isinstance(error, GuideError):
+            _add(self.stats.guide_errors, error.guide, 1)
+        for model in {lane.model for lane in job.prompt.lanes}:
+            model.runner.scrub(job.own_pages(model.runner.pool))
+        self._fail(job, error or TrimtabError("the model gave no finite logit"))
+
+    def _charge(self, job: Job, lane: Lane, tokens: int) -> None:
+        """Note one forward over `tokens` of this job's tokens."""
+        _add(job.usage.forwards, lane.name, 1)
+        _add(job.usage.model_tokens, lane.name, tokens)
+        _add(self.stats.model_tokens, lane.model.name, tokens)
+
     def _fail(self, job: Job, error: Exception) -> None:
         job.events.append(Failure(error))
         self._end(job)
@@ -225,8 +376,9 @@ class Engine:
         self.scheduler.release(job)
         del self._jobs[job.request.handle]
         self._ended.append(job)
-        if self.idle and self.runner.pool.used:
-            logger.error("%d pages are still referred to, but no request is live", self.runner.pool.used)
+        for model in self.models.values() if self.idle else ():
+            if model.runner.pool.used:
+                logger.error("%d pages of %s are still referred to by nobody", model.runner.pool.used, model.name)
 
     def _count(self) -> None:
         pool, stats = self.runner.pool, self.stats
@@ -236,10 +388,16 @@ class Engine:
         stats.forks = pool.forks
 
 
-def _charge(job: Job, tokens: int) -> None:
-    """Note one forward of the base over `tokens` of this job's tokens."""
-    _add(job.usage.forwards, BASE, 1)
-    _add(job.usage.model_tokens, BASE, tokens)
+def _spoken(spoken: Spoken, sequence: Sequence) -> Drawn:
+    """A token that the other voice wrote, as the base sees it: certain, whatever the base thought of it."""
+    logprob = 0.0 if spoken.logprob is None else spoken.logprob
+    wanted, traced = sequence.plan.sampling.logprobs is not None, sequence.plan.trace
+    return Drawn(
+        spoken.id,
+        TokenLogprob(spoken.id, logprob) if wanted else None,
+        Measure(0.0, logprob, -logprob, changed=True),
+        TokenTrace(spoken.id, spoken.source, logprob, None, None, None, -logprob) if traced else None,
+    )
 
 
 def _add(counter: dict[str, int] | dict[str, float], name: str, amount: float) -> None:

@@ -22,6 +22,8 @@ class FusedAttention(nn.Module):
         self.head_dim: int = plain.head_dim
         self.heads = qkv.sizes[0] // self.head_dim
         self.kv_heads = qkv.sizes[1] // self.head_dim
+        # Some modules have a window of their own, others leave it to their config. In a tuple: not a submodule.
+        self._windowed = (plain if hasattr(plain, "sliding_window") else plain.config,)
 
     def forward(
         self,
@@ -43,7 +45,8 @@ class FusedAttention(nn.Module):
         turned = cat((-second, first), dim=-1)
         turning.mul_(cos.unsqueeze(2)).addcmul_(turned, sin.unsqueeze(2))
         layer.write(qkv[:, :, self.heads :].view(rows, queries, 2, self.kv_heads, self.head_dim))
-        out = layer.attend(qkv[:, :, : self.heads].transpose(1, 2), self.scaling)
+        window: int | None = getattr(self._windowed[0], "sliding_window", None)
+        out = layer.attend(qkv[:, :, : self.heads].transpose(1, 2), self.scaling, window)
         return self.o_proj(out.reshape(rows, queries, -1)), None
 
 

@@ -9,7 +9,7 @@ row laid side by side are its keys and values in order and one `index_select` fe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ ATTENTION = "trimtab_paged"
 RAGGED_PAGES = 64  # rows of unequal length are attended together until padding would read this many pages in vain
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,30 @@ class RowGroup:
 
     rows: slice
     pages: Tensor  # (rows * pages per row,) padded with the trash page
-    mask: Tensor  # (rows, 1, heads per kv_head * query tokens, L) additive
+    positions: IntArray  # (rows, q)
+    own: IntArray  # (rows, q) the column of each query's own key
+    folds: int  # query heads per key head where they are laid beside each other, else 1
     buffer: Tensor  # (rows * pages per row, page_size, 2, kv_heads, head_dim)
     keys: Tensor  # (rows, kv_heads, L, head_dim)
     values: Tensor
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    """by attention window; filled when the first layer of that window asks"""
+
+    def mask(self, window: int | None) -> Tensor:
+        """Additive mask (rows, 1, folds * q, L): a query sees its own key and those before its position.
+
+        With a window, only keys less than `window` positions back.
+        """
+        if window not in self.masks:
+            columns = np.arange(self.keys.shape[2])
+            hidden = (columns >= self.positions[:, :, None]) & (columns != self.own[:, :, None])
+            if window is not None:
+                hidden |= columns <= self.positions[:, :, None] - window
+            dtype = self.buffer.dtype
+            mask = torch.zeros(hidden.shape, dtype=dtype)
+            mask = mask.masked_fill_(torch.from_numpy(hidden), torch.finfo(dtype).min)
+            self.masks[window] = mask[:, None].repeat(1, 1, self.folds, 1).to(self.buffer.device)
+        return self.masks[window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +115,8 @@ class PagedLayer(CacheLayerMixin):
         """Write keys and values side by side, (B, q, 2, kv_heads, head_dim)."""
         self.slots.index_copy_(0, self.store.step.slots, new.flatten(0, 1))
 
-    def attend(self, query: Tensor, scaling: float | None) -> Tensor:
-        """Attention of (B, heads, q, D) over the pages; returns (B, q, heads, D).
+    def attend(self, query: Tensor, scaling: float | None, window: int | None = None) -> Tensor:
+        """Attention of (B, heads, q, D) over the pages, or over the last `window` keys; returns (B, q, heads, D).
 
         The query heads of one key head are laid beside the query tokens, so keys and values are never repeated.
         """
@@ -106,7 +127,7 @@ class PagedLayer(CacheLayerMixin):
             torch.index_select(self.kv, 0, group.pages, out=group.buffer)
             parts.append(
                 scaled_dot_product_attention(
-                    folded[group.rows], group.keys, group.values, attn_mask=group.mask, scale=scaling
+                    folded[group.rows], group.keys, group.values, attn_mask=group.mask(window), scale=scaling
                 )
             )
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -134,51 +155,83 @@ class KVStore:
         self.pool = pool
         self._shape = shape
         pages = (pool.total + 1, pool.page_size, 2, shape.kv_heads, shape.head_dim)
-        kv = [torch.zeros(pages, dtype=dtype, device=device) for _ in range(shape.layers)]
-        self.layers = [PagedLayer(self, each) for each in kv]
-        self.cache = Cache(layers=list(self.layers))
+        self._kv = torch.zeros((shape.layers, *pages), dtype=dtype, device=device)
+        self.cache = Cache(layers=[PagedLayer(self, kv) for kv in self._kv])
         self._scratch = torch.empty(0, dtype=dtype, device=device)
 
     def scrub(self, pages: Sequence[int]) -> None:
         """Zero pages, and the trash page, that may hold NaN: a masked key still has to be finite."""
         for page in (TRASH_PAGE, *pages):
             self.pool.forget(page)
-            for layer in self.layers:
-                layer.kv[page] = 0
+            self._kv[:, page] = 0
 
     def begin(self, tables: Sequence[PageTable], counts: Sequence[int]) -> Step:
-        """Copy the pages that forks share and one is about to write, then plan the forward that follows.
+        """Plan the forward of `counts[i]` new tokens per table, right-padded to the longest.
 
-        It takes `counts[i]` new tokens per table, right-padded to the longest; padded tokens write to the trash
-        page. Rows that come sorted by falling length fall into few groups.
+        Padded tokens write to the trash page. Rows that come sorted by falling length fall into few groups.
+        """
+        lengths = np.array([table.length for table in tables])
+        columns = lengths[:, None] + np.arange(max(counts))  # (B, q)
+        real = columns < (lengths + np.array(counts))[:, None]
+        return self._plan(tables, columns, columns, real)
+
+    def begin_rows(self, tables: Sequence[PageTable], counts: Sequence[int]) -> Step:
+        """Plan a forward with one row per new token, `counts[i]` in a row for table i: nothing is padded.
+
+        All keys of a layer are written before they are read, so a token sees those before it in the same step.
+        """
+        each = [(table, table.length + i) for table, count in zip(tables, counts, strict=True) for i in range(count)]
+        columns = np.array([column for _, column in each])[:, None]
+        return self._plan([table for table, _ in each], columns, columns, np.ones_like(columns, dtype=bool))
+
+    def begin_candidates(self, tables: Sequence[PageTable], pending: Sequence[int], candidates: Sequence[int]) -> Step:
+        """Plan a forward of `pending[i]` tokens and then `candidates[i]` alternatives for the next one, per table.
+
+        Alternatives share a position; each sees the tokens before it and itself. They lie in the slots that follow
+        the pending tokens until `keep` moves one of them to the first.
+        """
+        ends = np.array([table.length for table in tables]) + np.array(pending)
+        counts = np.array(candidates)
+        width = max(map(sum, zip(pending, candidates, strict=True)))
+        own = (ends - np.array(pending))[:, None] + np.arange(width)  # (B, q)
+        return self._plan(tables, own, np.minimum(own, ends[:, None]), own < (ends + counts)[:, None])
+
+    def keep(self, moves: Sequence[tuple[PageTable, int, int]]) -> None:
+        """Move keys and values of each table from one column to another; the columns are reserved."""
+        if moves:
+            size, device = self.pool.page_size, self._kv.device
+            sources = [table.pages[column // size] * size + column % size for table, column, _ in moves]
+            targets = [table.pages[column // size] * size + column % size for table, _, column in moves]
+            slots = self._kv.flatten(1, 2)
+            slots[:, torch.tensor(targets, device=device)] = slots[:, torch.tensor(sources, device=device)]
+
+    def _plan(self, tables: Sequence[PageTable], own: IntArray, positions: IntArray, real: BoolArray) -> Step:
+        """Plan a forward whose queries (B, q) have their keys in the columns `own` of their tables.
+
+        Pages that forks share and one is about to write are copied first.
         """
         for source, target in self.pool.copies:
-            for layer in self.layers:
-                layer.kv[target] = layer.kv[source]
+            self._kv[:, target] = self._kv[:, source]
         self.pool.copies.clear()
-        size, queries = self.pool.page_size, max(counts)
-        lengths = np.array([table.length for table in tables])
-        ends = lengths + np.array(counts)
-        widths = -(-ends // size)
+        size = self.pool.page_size
+        own, positions = np.where(real, own, 0), np.where(real, positions, 0)
+        widths = own.max(axis=1) // size + 1
         blocks = np.full((len(tables), int(widths.max())), TRASH_PAGE)
         for row, table in enumerate(tables):
             blocks[row, : widths[row]] = table.pages[: widths[row]]
-        positions = lengths[:, None] + np.arange(queries)  # (B, q)
-        real = positions < ends[:, None]
-        positions = np.where(real, positions, 0)
-        slots = np.take_along_axis(blocks, positions // size, axis=1) * size + positions % size
+        slots = np.take_along_axis(blocks, own // size, axis=1) * size + own % size
         slots = np.where(real, slots, TRASH_PAGE * size)
         groups = []
         for start, stop in _group(widths):
-            width = int(widths[start:stop].max())
-            groups.append(self._row_group(slice(start, stop), blocks[start:stop, :width], positions[start:stop]))
-        device = self._scratch.device
+            rows = slice(start, stop)
+            groups.append(self._row_group(rows, blocks[rows, : widths[rows].max()], positions[rows], own[rows]))
+        device = self._kv.device
         self.step = Step(
             torch.from_numpy(positions).to(device), torch.from_numpy(slots.reshape(-1)).to(device), tuple(groups)
         )
         return self.step
 
-    def _row_group(self, rows: slice, blocks: IntArray, positions: IntArray) -> RowGroup:
+    def _row_group(self, rows: slice, blocks: IntArray, positions: IntArray, own: IntArray) -> RowGroup:
         shape, scratch, size = self._shape, self._scratch, self.pool.page_size
         count, width = blocks.shape
         numel = blocks.size * size * 2 * shape.kv_heads * shape.head_dim
@@ -186,11 +239,9 @@ class KVStore:
             scratch = self._scratch = scratch.new_empty(numel)
         buffer = scratch[:numel].view(blocks.size, size, 2, shape.kv_heads, shape.head_dim)
         keys, values = buffer.view(count, width * size, 2, shape.kv_heads, shape.head_dim).transpose(1, 3).unbind(2)
-        hidden = torch.from_numpy(np.arange(width * size) > positions[:, :, None])  # (rows, q, L)
-        mask = torch.zeros(hidden.shape, dtype=scratch.dtype).masked_fill_(hidden, torch.finfo(scratch.dtype).min)
-        mask = mask[:, None].repeat(1, 1, shape.heads // shape.kv_heads if positions.shape[1] > 1 else 1, 1)
         pages = torch.from_numpy(blocks.reshape(-1)).to(scratch.device)
-        return RowGroup(rows, pages, mask.to(scratch.device), buffer, keys, values)
+        folds = shape.heads // shape.kv_heads if positions.shape[1] > 1 else 1
+        return RowGroup(rows, pages, positions, own, folds, buffer, keys, values)
 
 
 def paged_attention(
@@ -200,10 +251,11 @@ def paged_attention(
     value: PagedLayer,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over a `PagedLayer`; the step's masks stand in for `attention_mask`."""
-    return key.attend(query, scaling), None
+    return key.attend(query, scaling, sliding_window), None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)

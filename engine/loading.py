@@ -183,22 +183,20 @@ def _positions(model: PreTrainedModel, source: str) -> int:
 
 
 def _within_window(model: PreTrainedModel, source: str) -> int:
-    """Return the longest input whose every layer sees all of it: the page cache computes full attention."""
+    """Return the longest input within which no layer works in chunks or blocks, which the page cache cannot."""
     length = _positions(model, source)
-    window = _window(model.config.get_text_config())
+    window = attention_block(model.config.get_text_config())
     if window is None or window >= length:
         return length
     log.warning("model %r: context cut from %d to its attention window of %d tokens", source, length, window)
     return window
 
 
-def _window(config: PreTrainedConfig) -> int | None:
-    kinds = _layer_types(config)
+def attention_block(config: PreTrainedConfig) -> int | None:
+    """Tokens within which attention is full, in models that attend in blocks; None for the others."""
     windows = []
-    if "chunked_attention" in kinds:
+    if "chunked_attention" in _layer_types(config):
         windows.append(getattr(config, "attention_chunk_size", None))
-    if "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True)):
-        windows.append(getattr(config, "sliding_window", None))
     if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo
         windows.append(getattr(config, "window_size", None))
     return min((window for window in windows if isinstance(window, int)), default=None)

@@ -18,6 +18,7 @@ A row's result does not depend on the other rows beyond float rounding.
 
 import ctypes
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeGuard, cast
 
@@ -61,7 +62,10 @@ class PackedMatmul:
         merged = torch.cat(weights) if len(weights) > 1 else weights[0]
         bias = torch.cat(biases) if biases else None
         self.sizes = [weight.shape[0] for weight in weights]
+        self.inner = merged.shape[1]
         self.dtype = dtype
+        # Adds to the product `y` of `x`, in `dtype`, what rows of adapters have beyond it; None in plain steps.
+        self.term: Callable[[Tensor, Tensor], Tensor] | None = None
         self.row_weight = merged if plain_row else None  # what one-row products use instead of the packed copy
         self.row_bias = bias
         self.bias = None if bias is None else bias.to(dtype)
@@ -75,10 +79,13 @@ class PackedMatmul:
         if self.row_weight is not None and x.numel() == x.shape[-1]:
             row = x.reshape(-1)  # a matrix-vector product skips the checks of a matrix product with one row
             if self.row_bias is None:
-                return torch.mv(self.row_weight, row).view(*x.shape[:-1], -1)
-            return torch.addmv(self.row_bias, self.row_weight, row).view(*x.shape[:-1], -1)
-        wide = x.to(self.dtype)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(wide, self.weight, self.bias, "none", [], "")
+                y = torch.mv(self.row_weight, row).view(*x.shape[:-1], -1)
+            else:
+                y = torch.addmv(self.row_bias, self.row_weight, row).view(*x.shape[:-1], -1)
+        else:
+            y = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+        if self.term is not None:
+            y = self.term(x, y)
         return y.to(x.dtype)
 
     def part(self, x: Tensor, index: int) -> Tensor:

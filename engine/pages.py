@@ -13,7 +13,11 @@ TRASH_PAGE = 0
 
 
 class OutOfPages(Exception):
-    """Every page is referred to by a live sequence."""
+    """Every page of `pool` is referred to by a live sequence."""
+
+    def __init__(self, pool: "PagePool") -> None:
+        super().__init__()
+        self.pool = pool
 
 
 class PagePool:
@@ -56,7 +60,7 @@ class PagePool:
             page, _ = self._cached.popitem(last=False)
             self.forget(page)
         else:
-            raise OutOfPages
+            raise OutOfPages(self)
         self.references[page] = 1
         return page
 
@@ -134,12 +138,14 @@ class PageTable:
 
     def reserve(self, length: int) -> None:
         """Make positions `self.length` to `length - 1` writable; OutOfPages leaves a valid, shorter reservation."""
-        index = self.length // self.pool.page_size
-        if index < len(self.pages) and length > self.length:
+        size = self.pool.page_size
+        written = min(len(self.pages), self.pool.pages_for(length)) if length > self.length else 0
+        for index in range(self.length // size, written):
             page = self.pages[index]
             if self.pool.references[page] > 1:
                 copy = self.pool.allocate()
-                self.pool.copies.append((page, copy))
+                if index * size < self.length:  # pages behind hold nothing yet
+                    self.pool.copies.append((page, copy))
                 self.pool.release(page)
                 self.pages[index] = copy
             else:

@@ -1,8 +1,115 @@
-"""The token-level part of a request, fixed at admission."""
+"""The token-level part of a request, fixed at admission: plain numbers and names, no tensors and no models.
 
-from dataclasses import dataclass
+Notation: z are logits, C is the candidate set. For every token v the batched pass over the logits computes
+
+    s(v) = base_weight * z_base(v) + sum of weight * z_lane(v) over the mixture      (or a power mean, see `power`)
+         + sum of weight * transform(value(h, v)) over the value terms               for v in C
+
+after hidden-state edits and before temperature, min-p, top-k and top-p. Penalties, biases and bans belong to the
+answer: they change s after the mixture, and C is taken from the base logits with the same edits.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Literal
 
 from trimtab.engine.sampling import SamplingParams
+
+BASE = "base"
+"""name of the base model, in plans and in usage reports"""
+
+Transform = Literal["identity", "clamp", "log_sigmoid", "centre"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How a row differs from the plain model: a low-rank adapter, and vectors added to hidden states."""
+
+    adapter: str | None = None
+    """name of the adapter guide"""
+    vectors: tuple[tuple[str, float], ...] = ()
+    """(name of the vector guide, coefficient); the parts of one layer add up"""
+
+    @property
+    def salt(self) -> bytes:
+        """Keeps cached prefixes of different variants apart; empty for the plain model."""
+        return b"" if self == PLAIN else repr((self.adapter, self.vectors)).encode()
+
+
+PLAIN = Variant()
+
+
+@dataclass(frozen=True, slots=True)
+class LanePlan:
+    """One model that reads the sequence along with the base."""
+
+    name: str
+    """what usage reports call it: the guide's name, or `base` for a second prompt of the base"""
+    model: str
+    """whose weights run: the guide's name, or `base` for an adapter or a second prompt"""
+    prompt: "array[int]"
+    variant: Variant = PLAIN
+    scores: bool = False
+    """it scores candidates for the next token instead of giving logits"""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """One lane of the mixture; `lane` is its index in `SteerPlan.lanes`."""
+
+    lane: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """C(h): the tokens that the base distribution allows; all conditions hold together."""
+
+    top_k: int = 0
+    """0: off"""
+    top_p: float = 1.0
+    """smallest set of this mass"""
+    alpha: float = 0.0
+    """p >= alpha * max p"""
+    keep_others: bool = False
+    """tokens outside keep their score and get no value; else they cannot be drawn"""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTerm:
+    """A value or reward of every candidate, read as if the candidate were the last token."""
+
+    guide: str
+    weight: float
+    transform: Transform = "identity"
+    """clamp: into [0, 1]; log_sigmoid; centre: minus the mean over the candidates"""
+    lane: int | None = None
+    """the lane that scores; None: a head on the base's hidden state"""
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenEdit:
+    """Gradient ascent of a value head on the base's last hidden state (RE-Control, arXiv 2406.05954)."""
+
+    guide: str
+    rate: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatePlan:
+    """Which of two models speaks: the base, or the language model in `lane`. They may have different tokenizers."""
+
+    kind: Literal["nudging", "wsd"]
+    lane: int
+    draft: int
+    """tokens that the guide drafts at most before the base reads them"""
+    gamma: float = 0.0
+    """nudging: the base speaks where its top probability reaches this"""
+    window: int = 0
+    """wsd: base tokens whose geometric mean probability decides"""
+    threshold: float = 0.0
+    """wsd: the mean from which the base takes over"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,15 +120,31 @@ class SteerPlan:
     seed: int
     eos_ids: frozenset[int]
     """end the sequence; empty under ignore_eos"""
+    variant: Variant = PLAIN
+    """of the base's own rows"""
+    lanes: tuple[LanePlan, ...] = ()
+    base_weight: float = 1.0
+    mixture: tuple[Mixed, ...] = ()
+    power: float = 0.0
+    """0: the weighted sum of logits; else a power mean of probabilities with exponent -power (MOD, 2406.18853)"""
+    candidates: Candidates | None = None
+    values: tuple[ValueTerm, ...] = ()
+    limit: int = 0
+    """keep only so many of the best scores (a top-k of the steered distribution); 0: off"""
+    hidden: HiddenEdit | None = None
+    gate: GatePlan | None = None
+    reference: int | None = None
+    """the lane whose distribution counts as the base's in reports; None: the base lane itself"""
+    trace: bool = False
+    """keep a record of every token"""
+    banned_early: tuple[int, ...] = field(init=False)
+    """tokens that may not be drawn while the answer is shorter than `min_tokens`"""
 
-    @classmethod
-    def compile(cls, sampling: SamplingParams, *, seed: int, eos_ids: frozenset[int]) -> "SteerPlan":
-        return cls(sampling, seed, frozenset() if sampling.ignore_eos else eos_ids)
-
-    @property
-    def banned_early(self) -> list[int]:
-        """Tokens that may not be drawn while the answer is shorter than `min_tokens`."""
-        return sorted({*self.eos_ids, *self.sampling.stop_token_ids}) if self.sampling.min_tokens else []
+    def __post_init__(self) -> None:
+        if self.sampling.ignore_eos:
+            object.__setattr__(self, "eos_ids", frozenset())
+        banned = {*self.eos_ids, *self.sampling.stop_token_ids} if self.sampling.min_tokens else ()
+        object.__setattr__(self, "banned_early", tuple(sorted(banned)))
 
     @property
     def edits_logits(self) -> bool:
@@ -29,3 +152,13 @@ class SteerPlan:
         sampling = self.sampling
         penalties = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
         return bool(penalties or sampling.logit_bias or self.banned_early)
+
+    @property
+    def candidate_count(self) -> int:
+        """Candidates that scorers read at most; 0: nobody scores some tokens alone."""
+        return self.candidates.top_k if self.candidates is not None and self.values else 0
+
+    @property
+    def steered(self) -> bool:
+        """Whether anything but the base model and the sampling parameters shapes the next token."""
+        return bool(self.lanes or self.candidates or self.values or self.hidden or self.limit or self.variant != PLAIN)

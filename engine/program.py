@@ -5,9 +5,9 @@ never once per token. The engine answers the pending ops of all live programs wi
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from trimtab.engine.errors import GuideError
@@ -30,7 +30,34 @@ class Score:
     reward: str
 
 
-Op = Extend | Score
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Ask which tokens each sequence would go on with; nothing is drawn.
+
+    Answers, in the order of `sequences`, the best `k` tokens with their scores, best first: what the next token would
+    be drawn from, steered and edited, before temperature. Banned tokens are left out, and a sequence that has ended
+    gets an empty answer. Forks that are made now share the last token's keys and values.
+    """
+
+    sequences: Many[Sequence]
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Draw one token for each sequence from the softmax of `scores`, as its request samples. Answers None.
+
+    The tokens are those of the last Propose, all or some of them. The token is added as if the engine had decoded it.
+    """
+
+    sequences: Many[Sequence]
+    scores: Many[Mapping[int, float]]
+    """per sequence, by token id; those of a sequence that has ended are not looked at"""
+    values: Mapping[str, Many[Mapping[int, float]]] = field(default_factory=dict)
+    """for traces: what each guide gave the tokens, in the order of `sequences`"""
+
+
+Op = Extend | Score | Propose | Draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +79,17 @@ class Context:
         """Send the text of `sequences` as it grows, as choices 0, 1, ...: each token drawn is final."""
         for index, sequence in enumerate(sequences):
             sequence.choice = index
+
+    def branch(self, sequence: Sequence, tokens: Collection[int]) -> list[Sequence]:
+        """One look ahead for each of `tokens`: a fork of `sequence` with the token added, ended if the token ends it.
+
+        It decodes greedily, else as the request steers and edits, and keeps no reports: it is no answer, so free it.
+        """
+        sampling = self.prompt.plan.sampling.model_copy(update={"temperature": 0.0, "logprobs": None})
+        forks = sequence.fork(len(tokens), replace(self.prompt.plan, sampling=sampling, trace=False))
+        for fork, token in zip(forks, tokens, strict=True):
+            fork.push(token)
+        return forks
 
     def choose(self, sequences: Many[Sequence], rewards: Many[float], reward: str) -> Answer:
         """Answer with the sequences of the highest rewards, best first; ties fall to the earlier one, NaN loses."""

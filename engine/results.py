@@ -16,6 +16,46 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+Source = Literal["base", "steered", "nudge", "draft"]
+"""who chose a token: the base as it is, the steered distribution, or another model (nudging, a draft)"""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrace:
+    """What is known of one generated token; None where no distribution was at hand (words of another tokenizer)."""
+
+    id: int
+    source: Source
+    logprob_base: float | None
+    logprob_steered: float | None
+    """under the distribution that it was drawn from: after temperature and filters"""
+    entropy: float | None
+    """nats, of the distribution that it was drawn from"""
+    entropy_base: float | None
+    kl: float | None
+    """nats: KL(steered || base) at this position"""
+    values: tuple[tuple[str, float | None], ...] = ()
+    """what each value or reward guide gave the token, raw; None: it was not among the candidates"""
+    top_base: tuple[tuple[int, float], ...] = ()
+    """the base's most likely tokens with their log-probabilities"""
+    top_steered: tuple[tuple[int, float], ...] = ()
+    """the same of the steered scores, before temperature and filters"""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """How far one answer is from the base's; sums are over its tokens, nats."""
+
+    tokens: int
+    kl: float | None
+    """total KL(steered || base); None where the base's own distribution was not computed (control vectors)"""
+    kl_mean: float | None
+    logprob_base: float | None
+    logprob_steered: float | None
+    intervention_rate: float | None
+    """share of tokens that another model spoke or, without a gate, of positions whose top token steering changed"""
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """Final text of one choice that was not sent before; deltas of a choice concatenate to its text."""
@@ -35,6 +75,10 @@ class Choice:
     finish_reason: FinishReason
     stop_reason: str | int | None
     logprobs: tuple[TokenLogprob, ...] | None
+    steering: Steering | None = None
+    """None where nothing but sampling parameters shaped the answer"""
+    trace: tuple[TokenTrace, ...] | None = None
+    """per token, if the request asked for it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +158,8 @@ class EngineStats:
     """sum of the rows of all decode steps"""
     forks: int = 0
     preemptions: int = 0
+    model_tokens: dict[str, int] = field(default_factory=dict)
+    """tokens that each model processed, prefill and decode"""
     score_batches: dict[str, int] = field(default_factory=dict)
     score_items: dict[str, int] = field(default_factory=dict)
     score_seconds: dict[str, float] = field(default_factory=dict)

@@ -5,23 +5,35 @@ prefilled again later; full pages they gave back stay in the prefix cache until 
 sequence can take every page, and no single sequence is larger than the pool, so every request ends.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from trimtab.engine.job import Job
+from trimtab.engine.lane import Lane
+from trimtab.engine.model import Model
 from trimtab.engine.pages import OutOfPages, PagePool
 from trimtab.engine.results import EngineStats
 from trimtab.engine.runner import Chunk
 from trimtab.engine.sequence import Sequence
 
-Planned = tuple[Job, Sequence]
+CATCH_UP = 16
+"""A voice that was silent reads so many tokens in one step with its next draw; more are prefilled."""
+
+
+class Turn(NamedTuple):
+    """What one lane of a sequence reads in a forward."""
+
+    job: Job
+    sequence: Sequence
+    lane: Lane
+    chunk: Chunk
 
 
 class Scheduler:
-    """Waiting and running jobs of one engine and the page pool they share."""
+    """Waiting and running jobs of one engine."""
 
-    def __init__(self, pool: PagePool, stats: EngineStats, *, max_rows: int, prefill_tokens: int) -> None:
-        self.pool = pool
+    def __init__(self, stats: EngineStats, *, max_rows: int, prefill_tokens: int) -> None:
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self._stats = stats
@@ -33,46 +45,71 @@ class Scheduler:
         rows = sum(job.request.rows for job in self.running)
         while self.waiting:
             job = self.waiting[0]
-            pages = self.pool.pages_for(len(job.request.prompt)) + job.request.rows
-            crowded = rows + job.request.rows > self._max_rows or pages > self.pool.available
-            if self.running and crowded:
+            wanted: Counter[PagePool] = Counter()
+            for lane in job.prompt.lanes:
+                pool = lane.table.pool
+                wanted[pool] += pool.pages_for(len(lane.tokens)) + job.request.rows
+            crowded = any(pages > pool.available for pool, pages in wanted.items())
+            if self.running and (crowded or rows + job.request.rows > self._max_rows):
                 break
             self.waiting.popleft()
             self.running.append(job)
             rows += job.request.rows
             job.end_phase("queue")
-            job.usage.cached_tokens = self._match(job.prompt)
+            for lane in job.prompt.lanes:
+                found = self._match(lane)
+                if lane is job.prompt.base:
+                    job.usage.cached_tokens = found
 
-    def prefill(self) -> list[tuple[Planned, Chunk]]:
-        """Chunks of prompts, and of sequences that were preempted, within the token budget (padding counted)."""
-        chunks: list[tuple[Planned, Chunk]] = []
-        width, older = 0, False
+    def prefill(self) -> dict[Model, list[Turn]]:
+        """Chunks of prompts, and of lanes that were preempted, within a token budget per model (padding counted)."""
+        turns: dict[Model, list[Turn]] = {}
+        widths: dict[Model, int] = {}
+        first: dict[PagePool, Sequence] = {}
         for job, sequence in list(self._active()):
-            if sequence.unstored == 0:
-                older = True
-                continue
-            if not sequence.table.pages:
-                # Behind older ones, a sequence starts only when all of it fits; else it would lose its pages again.
-                if older and self.pool.pages_for(len(sequence.tokens)) > self.pool.available:
+            for lane in sequence.lanes if job.run is None else sequence.due:
+                pool, model = lane.table.pool, lane.model
+                behind = first.setdefault(pool, sequence) is not sequence
+                if lane.unstored <= 0 or (sequence.duet and job.run and lane.unstored <= CATCH_UP):
                     continue
-                self._match(sequence)
-            older = True
-            start = sequence.table.length
-            count = min(sequence.unstored, self._prefill_tokens)
-            if chunks and (len(chunks) + 1) * max(width, count) > self._prefill_tokens:
-                break
-            if count and self._reserve(sequence, start + count):
-                width = max(width, count)
-                chunks.append(((job, sequence), (sequence.table, sequence.tokens[start : start + count])))
-        return chunks
+                if not lane.table.pages:
+                    # Behind older sequences a lane starts only when all of it fits: it would lose its pages again.
+                    if behind and pool.pages_for(len(lane.tokens)) > pool.available:
+                        continue
+                    self._match(lane)
+                start, planned = lane.table.length, turns.get(model, [])
+                count = min(lane.unstored, self._prefill_tokens)
+                width = max(widths.get(model, 0), count)
+                if planned and (len(planned) + 1) * width > self._prefill_tokens:
+                    continue
+                if count > 0 and self._reserve(sequence, lane, start + count):
+                    widths[model] = width
+                    chunk = Chunk(lane.table, lane.tokens[start : start + count], lane.variant)
+                    turns.setdefault(model, []).append(Turn(job, sequence, lane, chunk))
+        return turns
 
-    def decode(self) -> list[tuple[Planned, Chunk]]:
-        """The last token of every sequence that can decode, longest sequences first."""
-        chunks: list[tuple[Planned, Chunk]] = []
+    def decode(self) -> list[Turn]:
+        """The turns of every sequence that can go on, those of one sequence together."""
+        turns: list[Turn] = []
         for job, sequence in self._active():
-            if job.run is not None and sequence.unstored == 0 and self._reserve(sequence, len(sequence.tokens)):
-                chunks.append(((job, sequence), (sequence.table, sequence.tokens[-1:])))
-        return sorted(chunks, key=lambda chunk: -len(chunk[0][1].tokens))
+            if job.run is not None and all(self._ready(sequence, lane) for lane in sequence.due):
+                for lane in sequence.due:
+                    tokens = lane.pending
+                    if sequence.duet is not None and lane is sequence.base:
+                        tokens.extend(sequence.duet.draft)
+                    turns.append(Turn(job, sequence, lane, Chunk(lane.table, tokens, lane.variant)))
+        return turns
+
+    def _ready(self, sequence: Sequence, lane: Lane) -> bool:
+        """Whether the lane can read what is pending now; makes room for it."""
+        room = len(lane.tokens)
+        if lane.scores:
+            room += sequence.plan.candidate_count
+        if sequence.duet is None:
+            return lane.unstored <= 0 and self._reserve(sequence, lane, room)
+        if lane is sequence.base:
+            room += len(sequence.duet.draft)
+        return lane.unstored <= CATCH_UP and self._reserve(sequence, lane, room)
 
     def release(self, job: Job) -> None:
         """Forget a job, wherever it is, and free its pages."""
@@ -82,46 +119,59 @@ class Scheduler:
         elif job in self.waiting:
             self.waiting.remove(job)
 
-    def _active(self) -> Iterator[Planned]:
+    def _active(self) -> Iterator[tuple[Job, Sequence]]:
         for job in self.running:
             for sequence in job.active:
                 yield job, sequence
 
-    def _match(self, sequence: Sequence) -> int:
-        """Take what the prefix cache has of the sequence; its last token is always left to decode."""
-        found = sequence.table.match(sequence.tokens[:-1])
-        self._stats.prefix_queries += len(sequence.tokens) - 1
+    def _match(self, lane: Lane) -> int:
+        """Take what the prefix cache has of the lane; its last token is always left to decode."""
+        found = lane.table.match(lane.tokens[:-1])
+        self._stats.prefix_queries += len(lane.tokens) - 1
         self._stats.prefix_hits += found
         return found
 
-    def _reserve(self, sequence: Sequence, length: int) -> bool:
-        """Make room for the sequence up to `length`, taking pages from idle and younger ones if need be.
+    def _reserve(self, sequence: Sequence, lane: Lane, length: int) -> bool:
+        """Make room for the lane up to `length`, taking pages from idle and younger sequences if need be.
 
         Sequences are planned from the oldest on, so none that is planned already can lose its pages.
         """
         while True:
             try:
-                sequence.table.reserve(length)
+                lane.table.reserve(length)
                 return True
             except OutOfPages:
-                victim = self._victim(sequence)
-                if victim is None:
+                if not self.preempt(lane.table.pool, sequence):
                     return False
-                job, loser = victim
-                loser.table.free()
-                job.usage.preemptions += 1
-                self._stats.preemptions += 1
 
-    def _victim(self, sequence: Sequence) -> Planned | None:
-        """The youngest sequence with pages that decodes nothing now, else the youngest active one after `sequence`."""
-        active = [planned for planned in self._active() if planned[1].table.pages]
-        busy = {member for _, member in active} | {sequence}
+    def preempt(self, pool: PagePool, keep: Sequence | None = None) -> bool:
+        """Take the pages of one sequence in `pool`, not those of `keep` and of older ones; False: no one is left."""
+        victim = self._victim(keep, pool)
+        if victim is None:
+            return False
+        job, loser = victim
+        for lane in loser.lanes:
+            if lane.table.pool is pool:
+                lane.table.free()
+        job.usage.preemptions += 1
+        self._stats.preemptions += 1
+        return True
+
+    def _victim(self, keep: Sequence | None, pool: PagePool) -> tuple[Job, Sequence] | None:
+        """The youngest sequence with pages that decodes nothing now, else the youngest active one after `keep`."""
+        active = list(self._active())
+        busy = {member for _, member in active if _holds(member, pool)} | {keep}
         for job in reversed(self.running):
             for member in reversed(job.prompt.family):
-                if member.table.pages and member not in busy:
+                if _holds(member, pool) and member not in busy:
                     return job, member
-        last = active[-1] if active else None
-        order = [member for _, member in self._active()]
-        if last is None or order.index(last[1]) <= order.index(sequence):
-            return None
-        return last
+        for job, member in reversed(active):
+            if member is keep:
+                break
+            if _holds(member, pool):
+                return job, member
+        return None
+
+
+def _holds(sequence: Sequence, pool: PagePool) -> bool:
+    return any(lane.table.pages and lane.table.pool is pool for lane in sequence.lanes)

@@ -5,25 +5,27 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Self
 
+from trimtab.engine.duet import Duet
+from trimtab.engine.lane import Lane
 from trimtab.engine.pages import PageTable
-from trimtab.engine.plan import SteerPlan
-from trimtab.engine.results import FinishReason, TokenLogprob
+from trimtab.engine.plan import PLAIN, SteerPlan
+from trimtab.engine.results import FinishReason, Steering, TokenLogprob, TokenTrace
+from trimtab.engine.tally import Tally
 from trimtab.engine.vocabulary import TextStream
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """Token ids of one prompt and answer, their pages, and how the next token is drawn.
+    """One prompt and answer: what every model that reads it holds, and how the next token is drawn.
 
-    The tokens whose keys and values are stored are `tokens[:table.length]`. A sequence can decode when all but its
-    last token are stored; everything else, a preempted sequence too, is prefilled first.
+    A lane can go on when all but its last token are stored; everything else, a preempted one too, is prefilled first.
     """
 
-    tokens: "array[int]"
+    lanes: list[Lane]
+    """the base's reading first, then those of the plan's lanes"""
     prompt_length: int
     limit: int
     """tokens, prompt included, at which the answer ends with finish reason `length`"""
-    table: PageTable
     plan: SteerPlan
     text: TextStream
     """the answer's text; filled by the engine as tokens are drawn"""
@@ -31,17 +33,37 @@ class Sequence:
     """numbers of the random streams of this request; shared by all its forks"""
     stream: int = 0
     """its own random stream; a fork gets the next unused one"""
+    duet: Duet | None = None
+    """which of two models speaks, where the plan has a gate"""
     choice: int | None = None
     """the answer that this sequence is, while its text can be sent as it grows; filled by the program"""
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """per generated token, where the request asks for them; filled by the engine"""
+    tally: Tally = field(default_factory=Tally)
+    """how far the answer is from the base's, where the request steers; filled by the engine"""
+    trace: list[TokenTrace] = field(default_factory=list)
+    """per generated token, where the request asks for it; filled by the engine"""
     family: "list[Sequence]" = field(default_factory=list)
     """all sequences of the request that may hold pages, in the order of their making; shared by all of them"""
 
     def __post_init__(self) -> None:
         self.family.append(self)
+
+    @property
+    def base(self) -> Lane:
+        return self.lanes[0]
+
+    @property
+    def tokens(self) -> "array[int]":
+        """Ids of the base model, prompt and answer."""
+        return self.lanes[0].tokens
+
+    @property
+    def table(self) -> PageTable:
+        """The base model's pages."""
+        return self.lanes[0].table
 
     @property
     def generated(self) -> int:
@@ -53,25 +75,85 @@ class Sequence:
         return self.tokens[self.prompt_length :]
 
     @property
-    def unstored(self) -> int:
-        """Tokens before the last whose keys and values are still to be computed; 0: ready to decode."""
-        return len(self.tokens) - 1 - self.table.length
+    def due(self) -> list[Lane]:
+        """The lanes that run next: all of them, or the one that speaks."""
+        if self.duet is None:
+            return self.lanes
+        return [self.lanes[0] if self.duet.speaker == "base" else self.guide]
 
-    def fork(self, n: int) -> list[Self]:
-        """`n` sequences that continue this one independently; pages are shared until written."""
+    @property
+    def guide(self) -> Lane:
+        """The other voice of a duet."""
+        assert self.plan.gate is not None
+        return self.lanes[1 + self.plan.gate.lane]
+
+    @property
+    def steering(self) -> Steering | None:
+        """How far the answer is from the base's; None where nothing steers."""
+        if not self.plan.steered:
+            return None
+        tally, known = self.tally, self.plan.variant == PLAIN or self.plan.reference is not None
+        return Steering(
+            tokens=tally.tokens,
+            kl=tally.kl if known else None,
+            kl_mean=tally.kl / tally.tokens if known and tally.tokens else None,
+            logprob_base=tally.logprob_base if known else None,
+            logprob_steered=tally.logprob_steered,
+            intervention_rate=tally.interventions / tally.tokens if known and tally.tokens else None,
+        )
+
+    @property
+    def stored(self) -> bool:
+        """Whether every lane can go on."""
+        return all(lane.unstored <= 0 for lane in self.lanes)
+
+    def append(self, token: int) -> None:
+        """Add a token to every reading that keeps step with the base."""
+        for lane in self.lanes if self.duet is None else self.lanes[:1]:
+            lane.append(token)
+
+    def push(self, token: int) -> str:
+        """Add a token of the answer, see whether the answer ends with it, and return the text that is certain now."""
+        self.append(token)
+        text = ""
+        stop_ids = self.plan.sampling.stop_token_ids
+        if token in self.plan.eos_ids or token in stop_ids:
+            self.finish = "stop"
+            self.stop_reason = token if token in stop_ids else None
+        else:
+            text = self.text.push(token)
+            if self.text.stopped is not None:
+                self.finish, self.stop_reason = "stop", self.text.stopped
+            elif len(self.tokens) >= self.limit:
+                self.finish = "length"
+        return text if self.finish is None else text + self.text.flush()
+
+    def rewind(self) -> None:
+        """Let every lane read its last token again where it is stored already, for what follows it."""
+        for lane in self.lanes if self.duet is None else ():
+            if not lane.scores:
+                lane.table.trim(len(lane.tokens) - 1)
+
+    def fork(self, n: int, plan: SteerPlan | None = None) -> list[Self]:
+        """`n` sequences that continue this one independently; pages are shared until written.
+
+        Another `plan` may sample differently; its lanes are those of this one's.
+        """
         return [
             type(self)(
-                tokens=self.tokens[:],
+                lanes=[lane.fork() for lane in self.lanes],
                 prompt_length=self.prompt_length,
                 limit=self.limit,
-                table=self.table.fork(),
-                plan=self.plan,
+                plan=plan or self.plan,
                 text=self.text.fork(),
                 streams=self.streams,
                 stream=next(self.streams),
+                duet=None if self.duet is None else self.duet.fork(),
                 finish=self.finish,
                 stop_reason=self.stop_reason,
                 logprobs=self.logprobs.copy(),
+                tally=self.tally.copy(),
+                trace=self.trace.copy(),
                 family=self.family,
             )
             for _ in range(n)
@@ -79,13 +161,21 @@ class Sequence:
 
     def trim(self, generated: int) -> None:
         """Roll back to the first `generated` tokens of the answer."""
-        del self.tokens[self.prompt_length + generated :]
+        assert self.duet is None, "an answer of two voices cannot be rolled back"
+        count = self.generated - generated
+        for lane in self.lanes:
+            lane.trim(count)
         del self.logprobs[generated:]
-        self.table.trim(len(self.tokens) - 1)
+        del self.trace[generated:]
         self.finish = self.stop_reason = None
         self.text = self.text.restart(self.answer)
 
     def free(self) -> None:
         """Give the pages back for good; the tokens and the text stay readable."""
-        self.table.free()
+        self.release()
         self.family.remove(self)
+
+    def release(self) -> None:
+        """Give the pages back; they are computed again if the sequence goes on."""
+        for lane in self.lanes:
+            lane.table.free()

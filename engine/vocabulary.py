@@ -12,12 +12,15 @@ from jinja2 import TemplateError
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.spelling import Spelling
+from trimtab.engine.words import split_words
 
 if TYPE_CHECKING:  # transformers takes seconds to import; settings and messages do not need it
     from transformers import PreTrainedTokenizerBase
 
 
 _UTF8: Final = codecs.getincrementaldecoder("utf-8")
+_ANCHORS: Final = ("", "\n", "a")
+"""texts behind which another is spelled without SentencePiece's dummy space; one of them merges with nothing"""
 
 
 class Message(TypedDict):
@@ -32,15 +35,22 @@ class Vocabulary:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model_rows: int | None = None) -> None:
         self.tokenizer = tokenizer
-        self._tokens: Mapping[str, int] = tokenizer.get_vocab()
+        self.tokens: Mapping[str, int] = tokenizer.get_vocab()
+        """ids of the token strings, spelled as the tokenizer spells them"""
         added: Mapping[int, Any] = tokenizer.added_tokens_decoder
-        self._added = {id_: token.content for id_, token in added.items()}
+        self.added = {id_: token.content for id_, token in added.items()}
+        """strings of the tokens that stand outside the tokenizer's model"""
         self.special_ids = frozenset(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
-        known = max(self._tokens.values()) + 1
+        known = max(self.tokens.values()) + 1
         self.size = known if model_rows is None else min(known, model_rows)
         """ids from here on have no string, or no row in the model"""
         self._rows = max(known, model_rows or 0)
         self._spelling = Spelling(tokenizer)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the text of a sequence is the concatenation of its tokens' bytes."""
+        return self._spelling.exact
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes of one token, empty for an id that has no string."""
@@ -49,13 +59,26 @@ class Vocabulary:
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of `text`; InvalidRequest for lone surrogates."""
         check_unicode(text)
-        ids: list[int] = self.tokenizer.encode(
-            text, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
-        )
+        ids = self._encode(text, add_special_tokens)
         if ids and max(ids) >= self.size:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise InvalidRequest(f"the model has no embedding for the token {token!r}: remove it from the text")
         return ids
+
+    def continuation(self, text: str) -> list[int]:
+        """Return ids that add exactly the bytes of `text` to a text before it, none of them special.
+
+        The usual spelling where it is exact. Where it is not (a dummy space in front, a normaliser, the string of a
+        special token), only the word that suffers is spelled differently, at worst byte by byte. ValueError when the
+        vocabulary lacks a byte, or hides the bytes of its tokens.
+        """
+        ids = self._exact_ids(text)
+        if ids is not None:
+            return ids
+        if len(text) == 1:
+            return self._bytewise(text)
+        words = split_words(text)
+        return [id_ for part in (words if len(words) > 1 else text) for id_ in self.continuation(part)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`, without the clean-up of spaces that some tokenizers ask for."""
@@ -80,7 +103,8 @@ class Vocabulary:
         """
         if not self.tokenizer.chat_template:
             raise InvalidRequest(
-                "the model has no chat template: use /v1/completions, or serve a chat model", param="messages"
+                "the model has no chat template: use /v1/completions, set engine.chat_template, or serve a chat model",
+                param="messages",
             )
         extra: dict[str, Any] = dict(template_kwargs or {})
         reserved = {"self", "messages", *inspect.signature(self.tokenizer.apply_chat_template).parameters}
@@ -109,18 +133,59 @@ class Vocabulary:
             plain = self._table[token_id]
             drops_space = self._spelling.space_mark is not None and plain.startswith(b" ")
             return self.decode([token_id], skip_special_tokens=False).encode() if drops_space else plain
-        if self._spelling.exact:
+        if self.exact:
             return self._table[token_id]
         before = self.decode([previous], skip_special_tokens=False)
         return self.decode([previous, token_id], skip_special_tokens=False).removeprefix(before).encode()
 
     @cached_property
+    def drops_first_space(self) -> bool:
+        """Whether a text that begins with a token `▁word` is shown without the space."""
+        mark = self._spelling.space_mark
+        marked = (id_ for token, id_ in self.tokens.items() if mark is not None and token.startswith(mark))
+        first = next(marked, None)
+        return first is not None and self.piece(None, first) != self._table[first]
+
+    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
+        )
+        return ids
+
+    def _exact_ids(self, text: str) -> list[int] | None:
+        """Return the spelling of `text` alone, or behind an anchor that is cut off again, if its bytes are right."""
+        wanted = text.encode()
+        for anchor in _ANCHORS:
+            head = self._encode(anchor)
+            ids = self._encode(anchor + text)
+            tail = ids[len(head) :]
+            if ids[: len(head)] != head or any(id_ >= self.size or id_ in self.special_ids for id_ in tail):
+                continue
+            if b"".join([self._table[id_] for id_ in tail]) == wanted:
+                return tail
+        return None
+
+    def _bytewise(self, character: str) -> list[int]:
+        try:
+            return [self._byte_ids[byte] for byte in character.encode()]
+        except KeyError as error:
+            raise ValueError(
+                f"the tokenizer cannot spell {character!r} inside a text: use a model with byte-level tokens"
+            ) from error
+
+    @cached_property
+    def _byte_ids(self) -> dict[int, int]:
+        """Ids of the tokens of one byte."""
+        ids = range(self.size)
+        return {self._table[i][0]: i for i in ids if len(self._table[i]) == 1 and i not in self.special_ids}
+
+    @cached_property
     def _table(self) -> list[bytes]:
         table = [b""] * self._rows
-        for token, id_ in self._tokens.items():
+        for token, id_ in self.tokens.items():
             exact = self._spelling.token_bytes(token)
             table[id_] = self.decode([id_], skip_special_tokens=False).encode() if exact is None else exact
-        for id_, content in self._added.items():
+        for id_, content in self.added.items():
             table[id_] = content.encode()
         return table
 

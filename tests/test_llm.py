@@ -137,7 +137,7 @@ def test_a_full_queue_and_a_drain_are_overloads_and_closing_ends_what_runs(folde
 
 
 def test_repeated_failures_stop_the_engine_and_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(chunks: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("broken")
 
     with LLM(str(folder), settings=EngineSettings(pool_tokens=4096)) as llm:

@@ -1,6 +1,6 @@
 """What a reward is: a named scorer of whole answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,3 +24,15 @@ class Reward(Protocol):
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Return one finite score per pair; GuideError if a score is not finite."""
         ...
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield indices in batches of rising length, each within `max_tokens` once padded, or of one row."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > max_tokens:  # the new row is the longest
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

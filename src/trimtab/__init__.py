@@ -10,7 +10,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "EngineSettings", "SamplingParams"]
 
-_HOMES = {"LLM": "trimtab.llm", "SamplingParams": "trimtab.engine.sampling", "EngineSettings": "trimtab.engine.settings"}
+_HOMES = {
+    "LLM": "trimtab.llm",
+    "SamplingParams": "trimtab.engine.sampling",
+    "EngineSettings": "trimtab.engine.settings",
+}
 
 
 def __getattr__(name: str) -> Any:

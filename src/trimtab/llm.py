@@ -12,20 +12,28 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
+from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
+from trimtab.decoders.steer.draft import Draft
 from trimtab.engine.engine import Engine
 from trimtab.engine.errors import InvalidRequest
+from trimtab.engine.guides.base import Guide, LanguageGuide, ScorerGuide
+from trimtab.engine.guides.build import build_guides
 from trimtab.engine.job import Request
 from trimtab.engine.loading import load_causal_lm
+from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool
-from trimtab.engine.plan import SteerPlan
+from trimtab.engine.plan import BASE, SteerPlan
 from trimtab.engine.results import Deliver, EngineStats, Event, Failure, Result
-from trimtab.engine.rewards import Reward, build_rewards
+from trimtab.engine.rewards import Reward
 from trimtab.engine.runner import ModelRunner
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
+from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Message, TextStream, Vocabulary
 from trimtab.engine.worker import Worker
+from trimtab.prompts import Prompts
+from trimtab.room import answer_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +63,18 @@ class PreparedRequest:
     request: GenerationRequest
     prompt_ids: "array[int]"
     spec: DecodingSpec
-    seed: int
+    plan: SteerPlan
     max_tokens: int
     rows: int
 
     @property
     def strategy(self) -> str:
         return self.spec.strategy
+
+    @property
+    def searches(self) -> bool:
+        """Whether the program considers more answers than it returns."""
+        return not isinstance(self.spec.program, Sample)
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -78,7 +91,7 @@ class LLM:
     def __init__(self, model: str | None = None, *, settings: EngineSettings | None = None) -> None:
         settings = settings or EngineSettings()
         self.settings = settings if model is None else settings.model_copy(update={"model": model})
-        self.model_name = _short_name(self.settings.model)
+        self.model_name = short_name(self.settings.model)
         self.stats = EngineStats()
         self._worker = Worker(self._build, max_waiting=settings.max_waiting)
 
@@ -93,20 +106,31 @@ class LLM:
         loaded = load_causal_lm(
             settings.model, dtype=settings.dtype, device=device, trust_remote_code=settings.trust_remote_code
         )
-        self.rewards: Mapping[str, Reward] = build_rewards(
-            settings.guides, device=device, trust_remote_code=settings.trust_remote_code
-        )
-        pages = settings.pool_tokens // settings.page_size + 1
+        if settings.chat_template is not None:
+            loaded.tokenizer.chat_template = read_template(settings.chat_template)
+        pages = -(-settings.pool_tokens // settings.page_size) + 1
         pool = PagePool(pages, settings.page_size, share=settings.prefix_cache)
         runner = ModelRunner(loaded.model, pool, packed=settings.packed)
         self.vocabulary = Vocabulary(loaded.tokenizer, runner.vocab_size)
         self.context_length = min(
             settings.context_length or loaded.context_length, loaded.context_length, pool.total * pool.page_size
         )
-        self._eos_ids = loaded.eos_ids
-        self._vocab_size = runner.vocab_size
-        self._salt = loaded.fingerprint.encode()
-        return Engine(runner, self.rewards, settings, self.stats)
+        salt = loaded.fingerprint.encode()
+        self._base = Model(BASE, runner, self.vocabulary, self.context_length, loaded.eos_ids, salt)
+        guides = build_guides(settings.guides, self._base, settings, device)
+        self.guides: Mapping[str, Guide] = guides.by_name
+        self.rewards: Mapping[str, Reward] = guides.rewards
+        self._translations = {
+            name: guide.translation
+            for name, guide in self.guides.items()
+            if isinstance(guide, LanguageGuide | ScorerGuide)
+        }
+        self.models = {BASE: self._base} | {
+            name: guide.model
+            for name, guide in self.guides.items()
+            if isinstance(guide, LanguageGuide | ScorerGuide) and guide.model is not self._base
+        }
+        return Engine(self.models, self.guides, self.rewards, settings, self.stats)
 
     @property
     def failed(self) -> Exception | None:
@@ -116,7 +140,7 @@ class LLM:
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
         spec = DecodingSpec.parse(request.decoding)
-        spec.params.check(choices=request.n, rewards=self.rewards.keys())
+        spec.check(choices=request.n, rewards=self.rewards.keys())
         rows = spec.program.rows(request.n)
         if rows > self.settings.max_rows:
             raise InvalidRequest(
@@ -125,28 +149,29 @@ class LLM:
                 param="n" if rows == request.n else "decoding.n",
             )
         sampling = request.sampling
+        if spec.temperature is not None and "temperature" not in sampling.model_fields_set:
+            sampling = sampling.model_copy(update={"temperature": spec.temperature})
+        size = self._base.runner.vocab_size
         for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
-            if max(ids, default=0) >= self._vocab_size:
-                raise InvalidRequest(
-                    f"{name}: token id {max(ids)} is outside the vocabulary of {self._vocab_size}", param=name
-                )
-        prompt = self._tokenise(request)
-        room = self.context_length - len(prompt)
-        wanted = sampling.max_tokens
-        if room < (1 if wanted is None else wanted):
-            raise InvalidRequest(
-                f"this model's context holds {self.context_length} tokens, but the prompt has {len(prompt)}"
-                + (f" and max_tokens is {wanted}" if wanted is not None else "")
-                + ": shorten the prompt or the answer",
-                param="prompt" if request.messages is None else "messages",
-                code="context_length_exceeded",
-            )
+            if max(ids, default=0) >= size:
+                raise InvalidRequest(f"{name}: token id {max(ids)} is outside the vocabulary of {size}", param=name)
+        prompts = Prompts(request, self._base, self.guides)
+        draft = Draft(self.guides, prompts, size)
+        spec.steer(draft)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        return PreparedRequest(request, prompt, spec, seed, room if wanted is None else wanted, rows)
+        plan = draft.compile(sampling, seed=seed, eos_ids=self._base.eos_ids, trace=spec.trace == "tokens")
+        if plan.gate is not None and not self.vocabulary.exact:
+            raise InvalidRequest(
+                f"{spec.strategy} carries text between two vocabularies, and the base's does not spell bytes exactly",
+                param="decoding.strategy",
+            )
+        field = "prompt" if request.messages is None else "messages"
+        max_tokens = answer_room(self.models, len(prompts.base), plan, field=field)
+        return PreparedRequest(request, prompts.base, spec, plan, max_tokens, rows)
 
     def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
         """Start a request; `deliver` gets its events from the engine's thread. Raises Overloaded."""
-        request, sampling = prepared.request, prepared.request.sampling
+        request, sampling = prepared.request, prepared.plan.sampling
         messages = request.messages
         if messages is None:
             text = request.prompt if isinstance(request.prompt, str) else self.vocabulary.decode(prepared.prompt_ids)
@@ -158,7 +183,7 @@ class LLM:
                 prompt=prepared.prompt_ids,
                 messages=messages,
                 program=prepared.spec.program,
-                plan=SteerPlan.compile(sampling, seed=prepared.seed, eos_ids=self._eos_ids),
+                plan=prepared.plan,
                 text=TextStream(
                     self.vocabulary,
                     stop=sampling.stop,
@@ -168,7 +193,8 @@ class LLM:
                 choices=request.n,
                 rows=prepared.rows,
                 max_tokens=prepared.max_tokens,
-                salt=self._salt + request.cache_salt.encode(),
+                translations=self._translations,
+                salt=request.cache_salt.encode(),
             )
         )
 
@@ -254,31 +280,8 @@ class LLM:
             raise
         return [results[handle] for handle in handles]
 
-    def _tokenise(self, request: GenerationRequest) -> "array[int]":
-        if request.messages is not None:
-            if not request.messages:
-                raise InvalidRequest("messages is empty: send at least one message", param="messages")
-            ids = self.vocabulary.chat(
-                request.messages,
-                add_generation_prompt=request.add_generation_prompt,
-                continue_final_message=request.continue_final_message,
-                template_kwargs=request.chat_template_kwargs,
-            )
-        elif isinstance(request.prompt, str):
-            ids = self.vocabulary.encode(request.prompt, add_special_tokens=request.add_special_tokens)
-        else:
-            ids = list(request.prompt or ())
-            for token in ids:
-                if not 0 <= token < self._vocab_size:
-                    raise InvalidRequest(
-                        f"prompt: token id {token} is outside the vocabulary of {self._vocab_size}", param="prompt"
-                    )
-        if not ids:
-            raise InvalidRequest("the prompt is empty: send at least one token", param="prompt")
-        return array("q", ids)
 
-
-def _short_name(source: str) -> str:
+def short_name(source: str) -> str:
     """Model id of a source: `demo`, a hub id as it is, the wheel's name, or the last part of a path."""
     if source.startswith("pypi:"):
         return source.removeprefix("pypi:").split("==")[0]

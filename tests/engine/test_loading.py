@@ -13,6 +13,8 @@ from transformers import (
     BertLMHeadModel,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -23,8 +25,6 @@ from transformers import (
     MistralForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
     T5Config,
@@ -104,26 +104,29 @@ def test_context_of_gpt2(tmp_path: Path) -> None:
     assert load_causal_lm(str(saved(GPT2LMHeadModel(config), tmp_path / "m"))).context_length == 40
 
 
-def test_a_sliding_window_in_use_cuts_the_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_blockwise_attention_cuts_the_context_and_a_sliding_window_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def context(model: PreTrainedModel, name: str) -> int:
         return load_causal_lm(str(saved(model, tmp_path / name))).context_length
 
     with caplog.at_level(logging.WARNING, logger="trimtab"):
-        assert (
-            context(MistralForCausalLM(MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=None)), "a") == 64
+        assert context(MistralForCausalLM(MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=8)), "a") == 64
+        assert not caplog.records
+        local = GPTNeoConfig(
+            vocab_size=16,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=64,
+            window_size=24,
+            eos_token_id=2,
+            bos_token_id=1,
         )
-        off = Qwen2Config(**SMALL, num_key_value_heads=1, use_sliding_window=False, sliding_window=8)
-        assert context(Qwen2ForCausalLM(off), "b") == 64
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING, logger="trimtab"):
-        assert context(MistralForCausalLM(MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=8)), "c") == 8
-        half = Qwen2Config(
-            **SMALL, num_key_value_heads=1, use_sliding_window=True, sliding_window=24, max_window_layers=1
-        )
-        assert context(Qwen2ForCausalLM(half), "d") == 24
+        assert context(GPTNeoForCausalLM(local), "b") == 24
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "context cut from 64 to its attention window of 8 tokens",
-        "context cut from 64 to its attention window of 24 tokens",
+        "context cut from 64 to its attention window of 24 tokens"
     ]
 
 

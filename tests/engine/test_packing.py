@@ -177,6 +177,25 @@ def test_siblings_compute_once_and_let_go_of_the_input(merged: Attention, monkey
     assert matmul._pending is None
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_term_is_added_to_the_merged_product_in_its_own_dtype(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    attention = Attention(bias=bias).bfloat16().requires_grad_(False)
+    x = A[:rows].bfloat16()
+    want = [getattr(attention, name)(x).float() for name in SIBLINGS[0]]
+    pack(attention)
+    matmul = attention.q_proj.matmul
+    term = torch.linspace(-1, 1, 22)
+    seen = []
+    matmul.term = lambda x, y: seen.append((x, y.shape)) or y.to(matmul.dtype) + term
+    for name, plain, part in zip(SIBLINGS[0], want, term.split(matmul.sizes), strict=True):
+        got = getattr(attention, name)(x)
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), plain + part, rtol=0.02, atol=0.02)
+    assert [(each is x, shape) for each, shape in seen] == [(True, (rows, 22))]
+
+
 def test_a_write_between_siblings_is_seen(plain: Attention, merged: Attention) -> None:
     x = A.clone()
     merged.q_proj(x)

@@ -3,8 +3,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from toy import byte_tokenizer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -18,12 +19,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trimtab.engine.errors import GuideError
+from trimtab.engine.errors import GuideError, InvalidRequest
+from trimtab.engine.guides.config import default_guides
+from trimtab.engine.guides.heads import LinearHead
+from trimtab.engine.guides.prompts import guide_prompt, guide_transcript
 from trimtab.engine.loading import LoadedModel
-from trimtab.engine.rewards import GuideConfig, Pair, RewardModelConfig, build_rewards, default_guides
+from trimtab.engine.model import Model
+from trimtab.engine.pages import OutOfPages, PagePool, PageTable
+from trimtab.engine.rewards import Pair, Reward
+from trimtab.engine.rewards.causal import CausalReward
 from trimtab.engine.rewards.classifier import ClassifierReward
-from trimtab.engine.rewards.program import PROGRAMS, Json, Keywords, Length, Lexicon, Program, Regex
-from trimtab.engine.vocabulary import Message
+from trimtab.engine.rewards.program import PROGRAMS, Json, Keywords, Length, Lexicon, Program, ProgramReward, Regex
+from trimtab.engine.runner import Chunk, ModelRunner
+from trimtab.engine.vocabulary import Message, Vocabulary
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(60)), "\n"]
 CONTEXT = 48
@@ -80,6 +88,35 @@ def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Loaded
     )
 
 
+def paged(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    page_size: int = 4,
+    pages: int = 200,
+    share: bool = True,
+    max_batch_tokens: int = 16_384,
+) -> CausalReward:
+    """The reward of a one-label decoder through pages."""
+    pool = PagePool(pages + 1, page_size, share=share)
+    head = LinearHead.of(torch.ones(1), model.score.weight)
+    runner = ModelRunner(model.base_model, pool)
+    context = min(CONTEXT, pages * page_size)
+    read_by = Model("r", runner, Vocabulary(tokenizer, len(WORDS)), context, frozenset({2}), b"salt")
+    return CausalReward("r", read_by, head, max_batch_tokens=max_batch_tokens)
+
+
+def whole(kind: str, pad: str | None, **options: int) -> Reward:
+    """A reward of a classifier, as a forward over padded rows or, for `paged`, through pages."""
+    way, _, architecture = kind.rpartition(" ")
+    model, tokenizer = tiny(architecture, pad_id=None if pad is None else 2), tokenizer_of(pad=pad)
+    return paged(model, tokenizer, **options) if way else ClassifierReward("r", loaded(model, tokenizer), **options)
+
+
+def pool_of(reward: CausalReward) -> PagePool:
+    return reward._model.runner.pool
+
+
 def pair(prompt: str, answer: str) -> Pair:
     return Pair((Message(role="user", content=prompt),), answer)
 
@@ -96,30 +133,114 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "distilbert"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "distilbert", "paged llama", "paged gpt2"])
 @pytest.mark.parametrize("pad", ["</s>", None])
 def test_scores_do_not_depend_on_batch_or_padding(kind: str, pad: str | None) -> None:
-    model = tiny(kind, pad_id=None if pad is None else 2)
-    reward = ClassifierReward("r", loaded(model, tokenizer_of(pad=pad)))
+    reward = whole(kind, pad)
     alone = [reward.score([each])[0] for each in PAIRS]
     assert len({round(score, 3) for score in alone}) == len(PAIRS)
     for rows in (2, 7):
         batched = [score for at in range(0, 7, rows) for score in reward.score(PAIRS[at : at + rows])]
         assert batched == pytest.approx(alone, abs=1e-4)
     for budget in (1, 40, 75):
-        small = ClassifierReward("r", loaded(model, tokenizer_of(pad=pad)), max_batch_tokens=budget)
+        small = whole(kind, pad, max_batch_tokens=budget)
         assert small.score(PAIRS) == pytest.approx(alone, abs=1e-4)
+    assert reward.score([]) == []
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("kind", ["llama", "bert", "paged llama", "paged gpt2"])
 def test_score_is_the_logit_of_the_plain_forward(kind: str) -> None:
-    model = tiny(kind)
-    reward = ClassifierReward("r", loaded(model, tokenizer_of()))
-    each = PAIRS[0]
-    ids = reward.encode(each)
-    assert ids == [1, 4, 5, 6]  # <s> w1 w2 w3
-    expected = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits.item()
-    assert reward.score([each]) == pytest.approx([expected], abs=1e-5)
+    plain = tiny(kind.split()[-1])
+    reward = whole(kind, "</s>")
+    for each in PAIRS:
+        ids = [1, *(WORDS.index(word) for word in f"{each.messages[0]['content']} {each.answer}".split())]
+        expected = plain(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)))
+        last = (
+            expected.logits
+            if kind == "bert"
+            else plain.score(plain.base_model(input_ids=torch.tensor([ids])).last_hidden_state[:, -1])
+        )
+        assert reward.score([each]) == pytest.approx([last.item()], abs=1e-4)
+
+
+ANSWERS = [pair(" ".join(f"w{n}" for n in range(20)), f"w{n} w{2 * n}") for n in range(9)]
+
+
+def counted(reward: CausalReward, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each prefill of the reward's model from here on."""
+    runner, sizes = reward._model.runner, []
+    plain = runner.prefill
+
+    def prefill(chunks: list[Chunk]) -> None:
+        sizes.append(sum(len(chunk.tokens) for chunk in chunks))
+        plain(chunks)
+
+    monkeypatch.setattr(runner, "prefill", prefill)
+    return sizes
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 7])
+def test_answers_to_one_prompt_share_its_pages(page_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = paged(tiny("llama"), tokenizer_of(), share=False)
+    reward = paged(tiny("llama"), tokenizer_of(), page_size=page_size)
+    expected = alone.score(ANSWERS)
+    sizes = counted(reward, monkeypatch)
+    assert reward.score(ANSWERS) == pytest.approx(expected, abs=1e-4)
+    shared = 21 // page_size * page_size  # <s> and 20 words
+    assert sizes == [22, 8 * (22 - shared)]
+    sizes.clear()
+    assert reward.score(ANSWERS[:1]) == pytest.approx(expected[:1], abs=1e-4)
+    assert sum(sizes) == 22 - 22 // page_size * page_size
+    pool_of(reward).check([])
+
+
+def test_a_forward_stays_within_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = paged(tiny("llama"), tokenizer_of(), share=False, max_batch_tokens=10)
+    sizes = counted(reward, monkeypatch)
+    reward.score(PAIRS)
+    assert max(sizes) <= 10
+    assert sum(sizes) == sum(len(reward.encode(each)) - 1 for each in PAIRS)
+
+
+def test_a_small_pool_is_used_in_turns() -> None:
+    expected = paged(tiny("llama"), tokenizer_of()).score(PAIRS)
+    reward = paged(tiny("llama"), tokenizer_of(), pages=9)
+    assert reward.score(PAIRS) == pytest.approx(expected, abs=1e-4)
+    pool_of(reward).check([])
+
+
+def test_pages_are_given_back_when_scoring_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = paged(tiny("llama"), tokenizer_of(), pages=12)
+    pool = pool_of(reward)
+    live = PageTable(pool)
+    live.reserve(10 * 4)
+    with pytest.raises(OutOfPages):
+        reward.score(PAIRS)
+    pool.check([live])
+    live.free()
+    assert len(reward.score(PAIRS)) == len(PAIRS)
+
+    def broken(chunks: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(reward._model.runner, "hidden", broken)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        reward.score(PAIRS)
+    pool.check([])
+
+
+def test_a_row_that_breaks_leaves_no_trace() -> None:
+    model, word = tiny("llama"), WORDS.index("w21")
+    reward = paged(model, tokenizer_of(), pages=12)
+    good = PAIRS[:1]
+    expected = reward.score(good)
+    weight = model.get_input_embeddings().weight
+    weight[word] = math.nan
+    for _ in range(3):
+        with pytest.raises(GuideError, match="'r': a score is not finite"):
+            reward.score([*good, pair("w20", " ".join(["w21"] * 30))])
+        assert reward.score(good) == expected
+    pool_of(reward).check([])
 
 
 def test_the_chat_template_of_the_reward_model_is_used() -> None:
@@ -133,13 +254,42 @@ def test_the_chat_template_of_the_reward_model_is_used() -> None:
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_long_input_loses_its_beginning(bos: bool) -> None:
-    reward = ClassifierReward("r", loaded(tiny("llama"), tokenizer_of(bos=bos)))
-    ids = reward.encode(pair(" ".join(["w1"] * 60), "w2 w3"))
-    assert len(ids) == CONTEXT
+@pytest.mark.parametrize("pages", [None, 20, 6])
+def test_long_input_loses_its_beginning(bos: bool, pages: int | None) -> None:
+    model, tokenizer = tiny("llama"), tokenizer_of(bos=bos)
+    reward = ClassifierReward("r", loaded(model, tokenizer)) if pages is None else paged(model, tokenizer, pages=pages)
+    ids = list(reward.encode(pair(" ".join(["w1"] * 60), "w2 w3")))
+    assert len(ids) == (CONTEXT if pages is None else min(CONTEXT, pages * 4))
     assert ids[:2] == ([1, 4] if bos else [4, 4])
     assert ids[-3:] == [4, 5, 6]
     assert math.isfinite(reward.score([pair("w1", "w2 " * 100)])[0])
+
+
+def test_an_open_conversation_ends_where_the_answer_begins() -> None:
+    tokenizer = tokenizer_of()
+    vocabulary = Vocabulary(tokenizer, len(WORDS))
+    messages = [Message(role="system", content="w1"), Message(role="user", content="w2")]
+    assert guide_prompt("g", vocabulary, messages) == [1, 4, 5]
+    assert guide_prompt("g", vocabulary, []) == [1]
+    tokenizer.chat_template = (
+        "{% for m in messages %}w50 {{ m.content }} w51 {% endfor %}{% if add_generation_prompt %}w52{% endif %}"
+    )
+    assert guide_prompt("g", vocabulary, messages) == [53, 4, 54, 53, 5, 54, 55]
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    with pytest.raises(InvalidRequest, match=r"guide 'g': .*no such role"):
+        guide_prompt("g", vocabulary, messages)
+
+
+def test_without_a_template_a_message_is_a_line() -> None:
+    messages = [Message(role="system", content="Be kind."), Message(role="user", content="Hi")]
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    vocabulary = Vocabulary(tokenizer)
+    assert vocabulary.decode(guide_prompt("g", vocabulary, messages)) == "Be kind.\nHi\n"
+    ids = guide_transcript("g", vocabulary, messages, "Hello", limit=100)
+    assert vocabulary.decode(ids) == "Be kind.\nHi\nHello"
+    assert guide_transcript("g", vocabulary, messages, "Hello", limit=4) == ids[-4:]
+    assert guide_transcript("g", vocabulary, [], "", limit=4) == [256]
 
 
 def test_labels() -> None:
@@ -168,7 +318,7 @@ def test_scores_that_are_not_finite_name_the_guide() -> None:
     with pytest.raises(GuideError, match="'taste'"):
         ClassifierReward("taste", loaded(model, tokenizer_of())).score(PAIRS)
     with pytest.raises(GuideError, match="'big'"):
-        build_rewards({"big": Lexicon(weights={"a": 1e308})})["big"].score([pair("", "a a a a a")])
+        ProgramReward("big", Lexicon(weights={"a": 1e308})).score([pair("", "a a a a a")])
 
 
 def of(program: Program, answer: str) -> float:
@@ -238,34 +388,12 @@ def test_lexicon() -> None:
             Lexicon(weights=bad)
 
 
-CONFIG: TypeAdapter[Any] = TypeAdapter(dict[str, GuideConfig])
-
-
-def test_configuration() -> None:
-    parsed = CONFIG.validate_python(
-        {
-            "brief": {"role": "program", "kind": "length", "direction": "shorter"},
-            "taste": {"role": "reward", "model": "org/name", "label": "GOOD"},
-        }
-    )
-    assert parsed == {
-        "brief": Length(direction="shorter"),
-        "taste": RewardModelConfig(model="org/name", label="GOOD"),
-    }
-    for bad in (
-        {"role": "program", "kind": "length", "direction": "shorter", "taget": 3},
-        {"role": "program", "kind": "size"},
-        {"role": "reward"},
-        {"role": "vase", "model": "x"},
-    ):
-        with pytest.raises(ValidationError):
-            CONFIG.validate_python({"g": bad})
+def test_programs_are_listed_by_kind() -> None:
     assert sorted(PROGRAMS) == ["json", "keywords", "length", "lexicon", "regex"]
 
 
 def test_default_guides_score_what_they_say() -> None:
-    rewards = build_rewards(default_guides())
-    assert {name: reward.name for name, reward in rewards.items()} == {name: name for name in default_guides()}
+    rewards = {name: ProgramReward(name, program) for name, program in default_guides().items()}
     pairs = [pair("q", "a good answer"), pair("q", "bad")]
     better: dict[str, Literal[0, 1]] = {"length": 0, "brevity": 1, "positivity": 0}
     for name, index in better.items():

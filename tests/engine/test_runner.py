@@ -12,8 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.fused_attention import FusedAttention
 from trimtab.engine.kv import KVShape, KVStore
+from trimtab.engine.lm_head import Edit, TappedHead
 from trimtab.engine.pages import PagePool, PageTable
-from trimtab.engine.runner import ModelRunner
+from trimtab.engine.runner import Chunk, ModelRunner
 
 
 class Row:
@@ -26,7 +27,7 @@ class Row:
 
     def prefill(self, tokens: list[int]) -> None:
         self.table.reserve(len(self.tokens) + len(tokens))
-        self.runner.prefill([(self.table, tokens)])
+        self.runner.prefill([Chunk(self.table, tokens)])
         self.tokens.extend(tokens)
         self.table.stored(self.tokens, len(self.tokens))
 
@@ -42,7 +43,7 @@ def decode(rows: list[Row], tokens: list[int]) -> Tensor:
     for row, token in zip(rows, tokens, strict=True):
         row.table.reserve(len(row.tokens) + 1)
         row.tokens.append(token)
-    logits = rows[0].runner.decode([(row.table, [token]) for row, token in zip(rows, tokens, strict=True)])
+    logits = rows[0].runner.decode([Chunk(row.table, [token]) for row, token in zip(rows, tokens, strict=True)]).logits
     for row in rows:
         row.table.stored(row.tokens, len(row.tokens))
     return logits
@@ -125,7 +126,7 @@ def test_prefill_of_a_padded_batch_equals_one_by_one() -> None:
     prompts = [ids(i, n) for i, n in enumerate((9, 1, 5))]
     for row, prompt in zip(rows, prompts, strict=True):
         row.table.reserve(len(prompt))
-    runner.prefill([(row.table, prompt) for row, prompt in zip(rows, prompts, strict=True)])
+    runner.prefill([Chunk(row.table, prompt) for row, prompt in zip(rows, prompts, strict=True)])
     for row, prompt in zip(rows, prompts, strict=True):
         row.tokens.extend(prompt)
         row.table.stored(row.tokens, len(prompt))
@@ -177,7 +178,7 @@ def test_scrubbed_pages_poison_nobody() -> None:
     runner = ModelRunner(tiny_model("llama"), PagePool(8, 4))
     bad = Row(runner)
     bad.prefill(ids(0, 16))
-    for layer in runner.store.layers:
+    for layer in runner.store.cache.layers:
         layer.kv.fill_(torch.nan)
     runner.scrub(bad.table.pages)
     bad.table.free()
@@ -193,9 +194,10 @@ def test_restore_brings_the_plain_modules_back_and_the_pages_go_on(plain: PreTra
     row.prefill(ids(0, 9))
     packed = decode([row], [5])[0]
     runner.restore()
-    assert [type(module) for module in runner.model.modules()] == [type(module) for module in plain.modules()]
-    for (name, restored), original in zip(runner.model.named_parameters(), plain.parameters(), strict=True):
-        assert torch.equal(restored, original), name
+    restored = [type(module) for module in runner.model.modules() if not isinstance(module, TappedHead)]
+    assert restored == [type(module) for module in plain.modules()]
+    for (name, weight), original in zip(runner.model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(weight, original), name
     again = Row(runner, row.table, row.tokens)
     again.trim(9)
     torch.testing.assert_close(decode([again], [5])[0], packed, rtol=1e-4, atol=1e-4)
@@ -215,7 +217,7 @@ def test_a_model_whose_attention_is_not_plain_is_refused() -> None:
     model = tiny_model("llama")
     for layer in model.model.layers:
         layer.self_attn.forward = _shifted(layer.self_attn.forward)
-    with pytest.raises(ModelLoadError, match="same logits"):
+    with pytest.raises(ModelLoadError, match="same output"):
         ModelRunner(model, PagePool(20, 4))
 
 
@@ -228,3 +230,72 @@ def _shifted(forward: object) -> object:
         return (out if attention == "trimtab_paged" else out * 3), weights
 
     return run
+
+
+def test_tokens_of_one_sequence_in_one_step_see_each_other(plain: PreTrainedModel) -> None:
+    runner = ModelRunner(tiny_model(plain.config.model_type), PagePool(200, 4))
+    rows = [Row(runner), Row(runner)]
+    for row, length in zip(rows, (13, 5), strict=True):
+        row.prefill(ids(length, length))
+    chunks = [Chunk(row.table, ids(40 + count, count)) for row, count in zip(rows, (5, 2), strict=True)]
+    for row, chunk in zip(rows, chunks, strict=True):
+        row.table.reserve(len(row.tokens) + len(chunk.tokens))
+    logits = iter(runner.decode(chunks).logits)
+    for row, chunk in zip(rows, chunks, strict=True):
+        for token in chunk.tokens:
+            row.tokens.append(token)
+            torch.testing.assert_close(next(logits), fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_candidates_at_one_position_equal_separate_forwards(plain: PreTrainedModel) -> None:
+    """Several steps: each keeps a candidate that was not the first, or a token that was none."""
+    runner = ModelRunner(tiny_model(plain.config.model_type), PagePool(200, 4))
+    rows = [Row(runner), Row(runner), Row(runner)]
+    for row, length in zip(rows, (13, 5, 7), strict=True):
+        row.prefill(ids(length, length))
+    rows[2].tokens.append(9)  # a token that no forward has read yet
+    for step in range(6):
+        candidates = [ids(100 + 3 * step + i, 5 - i) for i in range(3)]
+        chunks = [Chunk(row.table, row.tokens[row.table.length :]) for row in rows]
+        for row, each in zip(rows, candidates, strict=True):
+            row.table.reserve(len(row.tokens) + len(each))
+        hidden = runner.score(chunks, candidates)
+        for row, each, states in zip(rows, candidates, hidden, strict=True):
+            for token, state in zip(each, states, strict=False):
+                tokens = torch.tensor([[*row.tokens, token]])
+                expected = plain.base_model(input_ids=tokens).last_hidden_state[0, -1]
+                torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-4)
+        moves = []
+        for i, (row, each) in enumerate(zip(rows, candidates, strict=True)):
+            end = len(row.tokens)
+            row.table.stored(row.tokens, end)
+            kept = step % len(each)
+            if i == step % 3:
+                row.tokens.append(77)
+                continue
+            row.tokens.append(each[kept])
+            moves.append((row.table, end + kept, end))
+            row.table.stored(row.tokens, end + 1)
+        runner.keep(moves)
+
+
+@torch.inference_mode()
+def test_hidden_edits_change_their_rows_alone(plain: PreTrainedModel) -> None:
+    runner = ModelRunner(tiny_model(plain.config.model_type), PagePool(200, 4))
+    rows = [Row(runner) for _ in range(3)]
+    for row, length in zip(rows, (9, 8, 7), strict=True):
+        row.prefill(ids(length, length))
+        row.table.reserve(length + 1)
+    chunks = [Chunk(row.table, [5]) for row in rows]
+    before = runner.decode(chunks)
+    out = runner.decode(chunks, [Edit(torch.tensor([2, 0]), lambda hidden: hidden * 2)])
+    assert torch.equal(out.hidden, before.hidden)
+    assert torch.equal(out.logits[1], before.logits[1])
+    torch.testing.assert_close(out.unedited, before.logits[[2, 0]], rtol=1e-5, atol=1e-5)
+    doubled = runner.model.get_output_embeddings()(2 * before.hidden[[0, 2]])
+    if plain.config.model_type == "granite":
+        doubled = doubled / plain.config.logits_scaling
+    if plain.config.model_type == "gemma2":
+        doubled = 30.0 * torch.tanh(doubled / 30.0)
+    torch.testing.assert_close(out.logits[[0, 2]], doubled, rtol=1e-4, atol=1e-4)

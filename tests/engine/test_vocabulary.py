@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trimtab.engine.errors import InvalidRequest
@@ -277,3 +277,68 @@ def test_spaces_before_punctuation_survive() -> None:
     vocabulary.tokenizer.clean_up_tokenization_spaces = True
     ids = vocabulary.encode("a , b .")
     assert vocabulary.decode(ids) == streamed(TextStream(vocabulary), ids) == "a , b ."
+
+
+def prefixed() -> Vocabulary:
+    """Llama's older files: a normaliser puts the dummy space in front of every text."""
+    tokenizer = sentencepiece().tokenizer.backend_tokenizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"))
+
+
+def spaced() -> Vocabulary:
+    tokenizer = byte_level().tokenizer.backend_tokenizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>"))
+
+
+def composed() -> Vocabulary:
+    """Qwen's normaliser writes an accent and its letter as one."""
+    tokenizer = byte_level().tokenizer.backend_tokenizer
+    tokenizer.normalizer = normalizers.NFC()
+    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [byte_level, sentencepiece, prefixed, spaced, composed, pytest.param(demo, marks=pytest.mark.demo)],
+)
+def test_a_continuation_adds_the_bytes_of_its_text_and_no_others(make: type[Vocabulary]) -> None:
+    vocabulary = make()
+    texts = [*TEXTS, "word", "  two", "\n\nab\n", "   ", " ", "\t", "ab ", "x <|end|> </s> <unk> y", "\u212b"]
+    for text in texts:
+        ids = vocabulary.continuation(text)
+        assert b"".join(vocabulary.token_bytes(id_) for id_ in ids) == text.encode()
+        assert not vocabulary.special_ids.intersection(ids)
+        before = vocabulary.continuation("so")
+        assert vocabulary.decode([*before, *ids]) == "so" + text
+
+
+def test_only_the_word_that_suffers_is_spelled_differently() -> None:
+    plain, normalised = byte_level(), composed()
+    odd = " e\u0301"
+    assert normalised.encode(odd) != plain.encode(odd)
+    ids = normalised.continuation("def f(x)" + odd + "    pass")
+    assert ids == [*plain.encode("def f(x)"), *plain.encode(" e"), *plain.encode("\u0301"), *plain.encode("    pass")]
+
+
+def test_a_special_token_of_one_byte_does_not_spell_it() -> None:
+    vocabulary = sentencepiece()
+    vocabulary.tokenizer.add_tokens([AddedToken("b", special=True)])
+    special = Vocabulary(vocabulary.tokenizer)
+    ids = vocabulary.tokenizer.get_vocab()
+    assert ids["b"] in special.encode("b")
+    assert special.continuation("cb") == [ids["c"], ids["<0x62>"]]
+
+
+def test_vocabularies_that_cannot_continue_say_so() -> None:
+    with pytest.raises(ValueError, match="cannot spell ' '"):
+        words().continuation("red green")
+    with pytest.raises(ValueError, match="byte-level"):
+        metaspace().continuation("\u1234")
+
+
+def test_which_vocabularies_hide_the_first_space() -> None:
+    kinds = (byte_level, sentencepiece, prefixed, metaspace, words)
+    assert [make().drops_first_space for make in kinds] == [False, True, True, True, False]

@@ -29,15 +29,18 @@ _GPT2 = {
     "bos_token_id": 256,
     "eos_token_id": 256,
 }
+_WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
 CONFIGS: dict[str, dict[str, object]] = {
     "llama": _SIZES,
-    "mistral": {**_SIZES, "sliding_window": None, "head_dim": 8},
+    "mistral": {**_SIZES, "sliding_window": 11, "head_dim": 8},
     "qwen2": _SIZES,
     "qwen3": {**_SIZES, "head_dim": 16},
     "olmo2": _SIZES,
     "phi3": _SIZES,
     "gemma": {**_SIZES, "head_dim": 8},
     "granite": {**_SIZES, "logits_scaling": 3.0, "attention_multiplier": 0.2},
+    "gemma2": {**_SIZES, "head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": None},
+    "gemma3_text": {**_SIZES, "head_dim": 8, "sliding_window": 9, "layer_types": _WINDOWED},
     "gpt2": {**_GPT2, "tie_word_embeddings": False},
     "gpt_neox": {**_SIZES, "num_key_value_heads": 6, "use_parallel_residual": True},
 }

@@ -14,13 +14,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from trimtab.decoders.spec import DecodingSpec
+from trimtab.decoders.steer.draft import Draft, PromptView
+from trimtab.engine.alignment import Translation
 from trimtab.engine.engine import Engine
+from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide, VectorGuide
+from trimtab.engine.guides.heads import ValueHead
 from trimtab.engine.job import Request
-from trimtab.engine.pages import PagePool
-from trimtab.engine.plan import SteerPlan
+from trimtab.engine.lm_head import Edit
+from trimtab.engine.model import Model
+from trimtab.engine.pages import PagePool, PageTable
+from trimtab.engine.plan import BASE, SteerPlan
 from trimtab.engine.results import Delta, EngineStats, Event, Failure, Result
 from trimtab.engine.rewards import Pair, Reward
-from trimtab.engine.runner import Chunk
+from trimtab.engine.runner import Chunk, Decoded
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
 from trimtab.engine.vocabulary import TextStream, Vocabulary
@@ -56,12 +62,20 @@ def random_table(vocab: int, scale: float = 1.5) -> Logits:
 
 
 class ToyRunner:
-    """`ModelRunner`'s interface over a function from the prefix to logits, memoised."""
+    """`ModelRunner`'s interface over a function from the prefix to logits, memoised.
 
-    def __init__(self, logits: Logits, pool: PagePool) -> None:
+    `features` stands in for the last hidden state: a function from the prefix to a vector. Without it the hidden state
+    is the logits themselves, so that the LM head, which edits come before, is the identity.
+    """
+
+    def __init__(self, logits: Logits, pool: PagePool, features: Logits | None = None) -> None:
         self.pool = pool
         self.logits = logits
+        self.features = features or logits
+        self.vectors: dict[str, np.ndarray] = {}
+        """control vectors, added to the logits"""
         self.vocab_size = len(logits([0]))
+        self.device = torch.device("cpu")
         self.widths: list[int] = []
         """rows of each decode so far"""
         self.prefilled = 0
@@ -70,18 +84,40 @@ class ToyRunner:
 
     def prefill(self, chunks: Sequence[Chunk]) -> None:
         self._write(chunks)
-        self.prefilled += sum(len(tokens) for _, tokens in chunks)
+        self.prefilled += sum(len(chunk.tokens) for chunk in chunks)
 
-    def decode(self, chunks: Sequence[Chunk]) -> Tensor:
+    def decode(self, chunks: Sequence[Chunk], edits: Sequence[Edit] = ()) -> Decoded:
         self._write(chunks)
         self.widths.append(len(chunks))
-        rows = []
-        for table, _ in chunks:
-            prefix = tuple(self._store[table.pages].reshape(-1)[: table.length + 1].tolist())
-            if prefix not in self._memo:
-                self._memo[prefix] = self.logits(prefix)
-            rows.append(self._memo[prefix])
-        return torch.from_numpy(np.stack(rows)).float()
+        rows, hidden = [], []
+        for chunk in chunks:
+            shift = sum(coeff * self.vectors[name] for name, coeff in chunk.variant.vectors)
+            for count in range(1, len(chunk.tokens) + 1):
+                prefix = self._prefix(chunk.table, chunk.table.length + count)
+                if prefix not in self._memo:
+                    self._memo[prefix] = self.logits(prefix)
+                rows.append(self._memo[prefix] + shift)
+                hidden.append(rows[-1] if self.features is self.logits else self.features(prefix))
+        logits, states = (torch.from_numpy(np.stack(each)).float() for each in (rows, hidden))
+        unedited = torch.cat([logits[:0], *(logits[edit.rows] for edit in edits)])
+        for edit in edits:
+            logits[edit.rows] = edit.apply(states[edit.rows])
+        return Decoded(logits, states, unedited)
+
+    def score(self, chunks: Sequence[Chunk], candidates: Sequence[Sequence[int]]) -> Tensor:
+        self._write(chunks)
+        values = np.zeros((len(chunks), max(map(len, candidates)), len(self.features([0]))))
+        for row, (chunk, ids) in enumerate(zip(chunks, candidates, strict=True)):
+            end = chunk.table.length + len(chunk.tokens)
+            prefix = self._prefix(chunk.table, end)
+            for j, token in enumerate(ids):
+                self._put(chunk.table, end + j, token)
+                values[row, j] = self.features((*prefix, token))
+        return torch.from_numpy(values).float()
+
+    def keep(self, moves: Sequence[tuple[PageTable, int, int]]) -> None:
+        for table, source, target in moves:
+            self._put(table, target, self._prefix(table, source + 1)[source])
 
     def scrub(self, pages: Sequence[int]) -> None:
         for page in pages:
@@ -92,33 +128,98 @@ class ToyRunner:
         for source, target in self.pool.copies:
             self._store[target] = self._store[source]
         self.pool.copies.clear()
-        for table, tokens in chunks:
-            for offset, token in enumerate(tokens, start=table.length):
-                page, slot = divmod(offset, self.pool.page_size)
-                self._store[table.pages[page], slot] = token
+        for chunk in chunks:
+            for offset, token in enumerate(chunk.tokens, start=chunk.table.length):
+                self._put(chunk.table, offset, token)
+
+    def _put(self, table: PageTable, offset: int, token: int) -> None:
+        page, slot = divmod(offset, self.pool.page_size)
+        self._store[table.pages[page], slot] = token
+
+    def _prefix(self, table: PageTable, length: int) -> tuple[int, ...]:
+        return tuple(self._store[table.pages].reshape(-1)[:length].tolist())
+
+
+def seen(prompt: Sequence[int], view: PromptView) -> Sequence[int]:
+    """A prompt of which the first token is the system message; token 0 stands for no text at all."""
+    if view.empty:
+        return [0]
+    system = [len(view.system)] if view.system is not None else [] if view.drop_system else prompt[:1]
+    return [*system, *prompt[1:]]
+
+
+class ToyHead:
+    """Reads the first number of a toy's features."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return hidden[..., 0]
 
 
 class Toy:
-    """An engine over a toy model, ticked by hand."""
+    """An engine over a toy model and toy guides, ticked by hand."""
 
     def __init__(
         self,
         logits: Logits,
         *,
+        features: Logits | None = None,
         rewards: Mapping[str, Callable[[str], float]] | None = None,
         eos: int | None = None,
         pages: int = 4096,
         page_size: int = 4,
         settings: EngineSettings | None = None,
     ) -> None:
-        settings = settings or EngineSettings(max_rows=4096, score_pairs=4096, guides={})
-        self.runner = ToyRunner(logits, PagePool(pages, page_size, share=settings.prefix_cache))
+        self.settings = settings or EngineSettings(max_rows=4096, score_pairs=4096, guides={})
         self.vocabulary = Vocabulary(byte_tokenizer())
-        self.stats = EngineStats()
-        named: dict[str, Reward] = {name: FunctionReward(name, f) for name, f in (rewards or {}).items()}
-        self.engine = Engine(self.runner, named, settings, self.stats)  # type: ignore[arg-type]
-        self.events: dict[object, list[Event]] = {}
+        self._pages = pages, page_size
         self._eos = frozenset() if eos is None else frozenset({eos})
+        self.base = self._model(BASE, logits, features)
+        self.runner = self.base.runner
+        self.stats = EngineStats()
+        self.guides: dict[str, Guide] = {}
+        named: dict[str, Reward] = {name: FunctionReward(name, f) for name, f in (rewards or {}).items()}
+        self.models = {BASE: self.base}
+        self.engine = Engine(self.models, self.guides, named, self.settings, self.stats)
+        self.events: dict[object, list[Event]] = {}
+
+    def add_lm(self, name: str, logits: Logits) -> ToyRunner:
+        """A language-model guide of the same vocabulary."""
+        self.models[name] = model = self._model(name, logits)
+        self.guides[name] = LanguageGuide(name, model, translation=self._identity())
+        return model.runner
+
+    def add_scorer(self, name: str, value: Callable[[Sequence[int]], float]) -> ToyRunner:
+        """A guide that gives every prefix, prompt included, a value."""
+        size = self.runner.vocab_size
+        model = self._model(name, lambda prefix: np.zeros(size), lambda prefix: np.array([value(prefix)]))
+        self.models[name] = model
+        self.guides[name] = ScorerGuide(name, model, ToyHead(), "reward", translation=self._identity())
+        return model.runner
+
+    def add_head(self, name: str, head: ValueHead | None = None) -> None:
+        """A value head on the base's features; without `head` they are the values of all tokens themselves."""
+        size = self.runner.vocab_size
+        self.guides[name] = HeadGuide(name, head or ValueHead([torch.eye(size)], [torch.zeros(size)]))
+
+    def add_vector(self, name: str, direction: np.ndarray) -> None:
+        """A control vector (V,), added to the base's logits."""
+        self.runner.vectors[name] = direction
+        self.guides[name] = VectorGuide(name, {0: torch.from_numpy(direction)})
+
+    def plan(self, prompt: Sequence[int], sampling: SamplingParams, spec: DecodingSpec) -> SteerPlan:
+        """The request's plan; every guide reads the prompt as `seen` through its view."""
+        draft = Draft(self.guides, lambda name, view: array("q", seen(prompt, view)), self.runner.vocab_size)
+        spec.steer(draft)
+        return draft.compile(sampling, seed=sampling.seed or 0, eos_ids=self._eos, trace=spec.trace == "tokens")
+
+    def _identity(self) -> Translation:
+        size = self.runner.vocab_size
+        return Translation(np.arange(size), size)
+
+    def _model(self, name: str, logits: Logits, features: Logits | None = None) -> Model:
+        pool = PagePool(*self._pages, share=self.settings.prefix_cache)
+        runner = ToyRunner(logits, pool, features)
+        return Model(name, runner, self.vocabulary, 10_000, self._eos, name.encode())  # type: ignore[arg-type]
 
     def submit(
         self,
@@ -141,7 +242,7 @@ class Toy:
                 prompt=array("q", prompt),
                 messages=(),
                 program=spec.program,
-                plan=SteerPlan.compile(sampling, seed=sampling.seed or 0, eos_ids=self._eos),
+                plan=self.plan(prompt, sampling, spec),
                 text=TextStream(self.vocabulary, stop=sampling.stop),
                 choices=n,
                 rows=spec.program.rows(n),
@@ -158,7 +259,8 @@ class Toy:
                 break
             self.engine.tick()
         assert self.engine.idle, "a request never ended"
-        self.runner.pool.check([])
+        for model in self.models.values():
+            model.runner.pool.check([])
 
     def end(self, handle: object) -> Result | Failure:
         """The last event of a request."""

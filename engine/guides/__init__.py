@@ -1,0 +1,1 @@
+"""Guides: the small models that steer the base."""

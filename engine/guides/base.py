@@ -1,0 +1,77 @@
+"""What a guide is once it is loaded. Whole-answer rewards are in `trimtab.engine.rewards`; a scorer is both."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from trimtab.engine.alignment import Translation
+from trimtab.engine.guides.heads import ValueHead
+from trimtab.engine.model import Model
+from trimtab.engine.plan import PLAIN, Variant
+
+Role = Literal["lm", "reward", "value", "vector", "program"]
+
+
+class Head(Protocol):
+    """A readout of a decoder's last hidden state."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Scores (..., ) float32 of hidden states (..., D)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LanguageGuide:
+    """A causal language model that mixes its distribution with the base's, or speaks in its place."""
+
+    name: str
+    model: Model
+    """the base's own for an adapter"""
+    variant: Variant = PLAIN
+    translation: Translation | None = None
+    """base ids in the guide's vocabulary; None: the vocabularies differ and only text carries over"""
+    role: Role = "lm"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScorerGuide:
+    """A decoder with a scalar head: scores any prefix, so candidates for the next token too."""
+
+    name: str
+    model: Model
+    head: Head
+    role: Role
+    """reward or value"""
+    variant: Variant = PLAIN
+    translation: Translation | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HeadGuide:
+    """A small value head on the base's own last hidden state; see `heads.ValueHead`."""
+
+    name: str
+    head: ValueHead
+    role: Role = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class VectorGuide:
+    """A control vector: one direction (D,) per layer, added to that layer's output."""
+
+    name: str
+    directions: Mapping[int, Tensor]
+    role: Role = "vector"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TextGuide:
+    """A reward of whole answers alone: a Python program, or a classifier that cannot read token by token."""
+
+    name: str
+    role: Role
+
+
+Guide = LanguageGuide | ScorerGuide | HeadGuide | VectorGuide | TextGuide

@@ -1,0 +1,191 @@
+"""From the `guides` of the configuration to loaded guides, and to rewards of whole answers."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from trimtab.engine.alignment import Translation
+from trimtab.engine.errors import ModelLoadError
+from trimtab.engine.guides.adapters import load_lora
+from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide, TextGuide, VectorGuide
+from trimtab.engine.guides.config import GuideConfig, LanguageConfig, RewardModelConfig, ValueConfig, VectorConfig
+from trimtab.engine.guides.heads import LinearHead, ValueHead
+from trimtab.engine.guides.vectors import load_vectors
+from trimtab.engine.loading import LoadedModel, attention_block, load_causal_lm, load_classifier
+from trimtab.engine.model import Model
+from trimtab.engine.pages import PagePool
+from trimtab.engine.plan import PLAIN, Variant
+from trimtab.engine.rewards.base import Reward
+from trimtab.engine.rewards.causal import CausalReward
+from trimtab.engine.rewards.classifier import ClassifierReward, label_signs, labels_of
+from trimtab.engine.rewards.program import ProgramReward
+from trimtab.engine.runner import ModelRunner
+from trimtab.engine.settings import EngineSettings
+from trimtab.engine.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Guides:
+    """Everything that the configuration names, loaded."""
+
+    by_name: Mapping[str, Guide]
+    rewards: Mapping[str, Reward]
+    """of whole answers"""
+
+
+def build_guides(
+    configs: Mapping[str, GuideConfig], base: Model, settings: EngineSettings, device: torch.device | str
+) -> Guides:
+    """Load guides beside `base`; adapters and vectors are added to its runner.
+
+    Raises ModelLoadError, which names guide and role, or GuideError if a model cannot serve as that guide.
+    """
+    builder = _Builder(base, settings, device)
+    guides: dict[str, Guide] = {}
+    rewards: dict[str, Reward] = {}
+    for name, config in configs.items():
+        try:
+            guides[name], reward = builder.build(name, config)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"guide {name!r} (role {config.role}): {error}") from error
+        if reward is not None:
+            rewards[name] = reward
+    return Guides(guides, rewards)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Builder:
+    base: Model
+    settings: EngineSettings
+    device: torch.device | str
+
+    def build(self, name: str, config: GuideConfig) -> tuple[Guide, Reward | None]:
+        match config:
+            case LanguageConfig():
+                return self._language(name, config), None
+            case ValueConfig() if config.model.endswith(".safetensors"):
+                return self._head(name, config), None
+            case RewardModelConfig() | ValueConfig():
+                return self._adapted_scorer(name, config) if _is_adapter(config.model) else self._scorer(name, config)
+            case VectorConfig():
+                return self._vector(name, config), None
+            case _:
+                return TextGuide(name, "program"), ProgramReward(name, config)
+
+    def _language(self, name: str, config: LanguageConfig) -> LanguageGuide:
+        if _is_adapter(config.model):
+            _refuse_options("an adapter runs with the base's settings", config, allowed=())
+            low_rank = load_lora(Path(config.model).expanduser(), self.base.runner.model)
+            self.base.runner.terms.add_adapter(name, low_rank)
+            return LanguageGuide(name, self.base, Variant(adapter=name), self._translation(self.base))
+        loaded = load_causal_lm(
+            config.model,
+            dtype=config.dtype,
+            device=self.device,
+            trust_remote_code=self.settings.trust_remote_code,
+        )
+        context = min(config.context_length or loaded.context_length, loaded.context_length)
+        model = self._model(name, loaded, loaded.model, context, config.pool_tokens)
+        return LanguageGuide(name, model, translation=self._translation(model))
+
+    def _head(self, name: str, config: ValueConfig) -> HeadGuide:
+        _refuse_options("a value head reads the base's hidden state", config, allowed=())
+        runner, fingerprint = self.base.runner, self.base.salt.decode()
+        path = Path(config.model).expanduser()
+        head = ValueHead.load(path, runner.hidden_size, runner.vocab_size, base=fingerprint)
+        return HeadGuide(name, head.to(runner.device))
+
+    def _scorer(self, name: str, config: RewardModelConfig | ValueConfig) -> tuple[Guide, Reward]:
+        """A decoder with a linear head scores token by token; what cannot be paged scores whole answers."""
+        loaded = self._load_classifier(config)
+        decoder, score = loaded.model.base_model, getattr(loaded.model, "score", None)  # so transformers calls it
+        block = attention_block(loaded.model.config.get_text_config())  # within one, attention is full
+        unbroken = block is None or block >= loaded.context_length
+        if unbroken and isinstance(score, nn.Linear) and isinstance(decoder, PreTrainedModel):
+            signs = label_signs(name, loaded.source, labels_of(loaded.model), config.label)
+            head = LinearHead.of(signs, score.weight, score.bias)
+            try:
+                model = self._model(name, loaded, decoder, loaded.context_length, config.pool_tokens)
+            except ModelLoadError as error:
+                log.warning("guide %r scores whole answers only: %s", name, error)
+                loaded = self._load_classifier(config)  # the attempt has changed its modules
+            else:
+                return self._scored(name, config, model, head, PLAIN)
+        reward = ClassifierReward(name, loaded, label=config.label, max_batch_tokens=config.max_batch_tokens)
+        return TextGuide(name, config.role), reward
+
+    def _adapted_scorer(self, name: str, config: RewardModelConfig | ValueConfig) -> tuple[Guide, Reward]:
+        _refuse_options("an adapter runs with the base's settings", config, allowed=("label", "max_batch_tokens"))
+        low_rank = load_lora(Path(config.model).expanduser(), self.base.runner.model)
+        if low_rank.head is None:
+            raise ModelLoadError(
+                f"adapter {config.model} has no score head: train it with task type SEQ_CLS, or use it with role lm"
+            )
+        self.base.runner.terms.add_adapter(name, low_rank)
+        labels = [f"LABEL_{index}" for index in range(len(low_rank.head))]  # transformers' names: PEFT stores none
+        head = LinearHead.of(
+            label_signs(name, config.model, labels, config.label), low_rank.head.to(self.base.runner.device)
+        )
+        return self._scored(name, config, self.base, head, Variant(adapter=name))
+
+    def _scored(
+        self, name: str, config: RewardModelConfig | ValueConfig, model: Model, head: LinearHead, variant: Variant
+    ) -> tuple[Guide, Reward]:
+        guide = ScorerGuide(name, model, head, config.role, variant, self._translation(model))
+        return guide, CausalReward(name, model, head, variant=variant, max_batch_tokens=config.max_batch_tokens)
+
+    def _vector(self, name: str, config: VectorConfig) -> VectorGuide:
+        runner = self.base.runner
+        directions = load_vectors(Path(config.model).expanduser(), runner.hidden_size, runner.layers)
+        runner.terms.add_vector(name, directions)
+        return VectorGuide(name, directions)
+
+    def _load_classifier(self, config: RewardModelConfig | ValueConfig) -> LoadedModel:
+        return load_classifier(
+            config.model, dtype=config.dtype, device=self.device, trust_remote_code=self.settings.trust_remote_code
+        )
+
+    def _model(
+        self, name: str, loaded: LoadedModel, decoder: PreTrainedModel, context: int, pool_tokens: int | None
+    ) -> Model:
+        """`decoder` behind its own page pool."""
+        settings = self.settings
+        pages = -(-(pool_tokens or settings.pool_tokens) // settings.page_size)
+        pool = PagePool(pages + 1, settings.page_size, share=settings.prefix_cache)
+        return Model(
+            name=name,
+            runner=ModelRunner(decoder, pool, packed=settings.packed),
+            vocabulary=Vocabulary(loaded.tokenizer, loaded.embedding_rows),
+            context_length=min(context, pages * settings.page_size),
+            eos_ids=loaded.eos_ids,
+            salt=loaded.fingerprint.encode(),
+        )
+
+    def _translation(self, model: Model) -> Translation | None:
+        base = self.base
+        return Translation.between(
+            base.vocabulary,
+            model.vocabulary,
+            base.runner.vocab_size,
+            model.runner.vocab_size,
+            base_eos=base.eos_ids,
+            guide_eos=model.eos_ids,
+        )
+
+
+def _is_adapter(source: str) -> bool:
+    return (Path(source).expanduser() / "adapter_config.json").is_file()
+
+
+def _refuse_options(reason: str, config: BaseModel, *, allowed: tuple[str, ...]) -> None:
+    """Raise ModelLoadError for options that would change nothing."""
+    if extra := sorted(config.model_fields_set.difference({"role", "model", *allowed})):
+        raise ModelLoadError(f"{reason}: take out {', '.join(extra)}")
