@@ -1,10 +1,17 @@
 """What every strategy's parameters share."""
 
 from collections.abc import Collection
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.engine.errors import InvalidRequest
+from trimtab.engine.sampling import MAX_COUNT
+
+Weight = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
+"""of a term in a sum of logits; float32 holds the product with any logit"""
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class Params(BaseModel):
@@ -12,12 +19,15 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    temperature: ClassVar[float | None] = None
+    """of the paper's decoding, for requests that set none; None: the server's default"""
+
     def check(self, *, choices: int, rewards: Collection[str]) -> None:
         """Raise InvalidRequest if this server or this request cannot run the strategy."""
 
 
-def require_reward(name: str, rewards: Collection[str]) -> None:
-    """Raise InvalidRequest unless a reward guide of this name is configured."""
+def require_reward(name: str, rewards: Collection[str], *, field: str = "reward") -> None:
+    """Raise InvalidRequest unless a reward guide of this name is configured; `field` holds it in the request."""
     if name not in rewards:
         known = ", ".join(sorted(rewards)) or "none (add one under `guides` in the configuration)"
-        raise InvalidRequest(f"no reward guide is named {name!r}; configured: {known}", param="decoding.reward")
+        raise InvalidRequest(f"no reward guide is named {name!r}; configured: {known}", param=f"decoding.{field}")

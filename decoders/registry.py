@@ -5,10 +5,11 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from trimtab.decoders import search
+from trimtab.decoders import search, steer
 from trimtab.decoders.params import Params
+from trimtab.decoders.steer.base import Steer
 
 P = TypeVar("P", bound=Params)
 
@@ -23,15 +24,28 @@ class Strategy:
     paper: str | None
     cost: str
     needs: tuple[str, ...]
+    """roles of the guides that it cannot do without"""
+
+    @property
+    def kind(self) -> Literal["search", "steer"]:
+        """Whether it works on whole answers or on the next token."""
+        return "steer" if issubclass(self.params, Steer) else "search"
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of the paper's decoding, for requests that set none."""
+        return self.params.temperature
 
     def describe(self) -> dict[str, Any]:
         """As JSON, with the JSON Schema of the parameters."""
         return {
             "name": self.name,
+            "kind": self.kind,
             "summary": self.summary,
             "paper": self.paper,
             "cost": self.cost,
             "needs": list(self.needs),
+            "temperature": self.temperature,
             "schema": self.params.model_json_schema(),
         }
 
@@ -54,20 +68,21 @@ def strategy(
 
 @cache
 def strategies() -> Mapping[str, Strategy]:
-    """All strategies, by name; importing the files of decoders/search/ is what registers them."""
-    for module in pkgutil.iter_modules(search.__path__):
-        importlib.import_module(f"{search.__name__}.{module.name}")
+    """All strategies, by name; importing the files of decoders/search/ and decoders/steer/ registers them."""
+    for folder in (search, steer):
+        for module in pkgutil.iter_modules(folder.__path__):
+            importlib.import_module(f"{folder.__name__}.{module.name}")
     return dict(sorted(_REGISTERED.items()))
 
 
 def markdown_table() -> str:
     """The strategies as the table of docs/strategies.md."""
-    lines = ["| strategy | what it does | cost | needs | parameters | paper |", "|---|---|---|---|---|---|"]
+    lines = ["| strategy | kind | what it does | cost | needs | parameters | paper |", "|---|---|---|---|---|---|---|"]
     for each in strategies().values():
         fields = ", ".join(
             f"`{name}`" if field.is_required() else f"`{name}` = {field.default!r}"
             for name, field in each.params.model_fields.items()
         )
-        row = (f"`{each.name}`", each.summary, each.cost, ", ".join(each.needs), fields, each.paper or "")
+        row = (f"`{each.name}`", each.kind, each.summary, each.cost, ", ".join(each.needs), fields, each.paper or "")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"

@@ -16,5 +16,13 @@ def test_every_strategy_describes_itself() -> None:
         told = strategy.describe()
         assert told["name"] == name
         assert told["summary"].endswith(".")
-        assert set(told["schema"].get("required", [])) >= set(told["needs"])
+        assert set(told["needs"]) <= {"lm", "reward", "value", "vector"}
         assert told["schema"]["additionalProperties"] is False
+
+
+def test_kinds_and_the_temperatures_of_papers_are_told() -> None:
+    told = {name: strategy.describe() for name, strategy in strategies().items()}
+    assert {name for name, each in told.items() if each["kind"] == "search"} == {"best_of_n", "sample", "tqstar"}
+    assert {name for name, each in told.items() if each["temperature"] == 0.0} == {"args", "nudging", "tqstar"}
+    assert "lm" in told["genarm"]["needs"]
+    assert all("temperature 0" in told[name]["summary"] for name in ("args", "nudging", "tqstar"))

@@ -1,0 +1,31 @@
+"""GenARM: autoregressive reward models beside the base (Xu et al. 2024, arXiv 2410.08193)."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from trimtab.decoders.params import Weight
+from trimtab.decoders.registry import strategy
+from trimtab.decoders.steer.base import Steer
+from trimtab.decoders.steer.draft import Draft
+
+
+@strategy("genarm", paper="Xu et al. 2024, arXiv 2410.08193", cost="1 answer of the base and each arm", needs=("lm",))
+class GenArm(Steer):
+    """`lp_base + sum of alpha_i * lp_arm_i`; several arms are several objectives."""
+
+    arm: str | None = Field(None, description="name of the one autoregressive reward model")
+    alpha: Weight = Field(1.0, description="weight of the arm; scales all of `arms`")
+    arms: dict[str, Weight] | None = Field(None, min_length=1, description="several, each with its weight")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.arm is None) == (self.arms is None):
+            raise ValueError("give either arm, one guide, or arms, guides with their weights")
+        return self
+
+    def steer(self, draft: Draft) -> None:
+        if self.arm is not None:
+            draft.add(self.arm, self.alpha, field="arm")
+        for arm, weight in (self.arms or {}).items():
+            draft.add(arm, self.alpha * weight, field="arms")
