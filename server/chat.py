@@ -85,6 +85,6 @@ def _whole(
         **head,
         choices=[choice(index, each) for index, each in enumerate(result.choices)],
         usage=report.usage([result]),
-        decoding=report.decoding(prepared, result),
+        decoding=report.decoding(prepared, result, service.llm.vocabulary),
         prompt_token_ids=list(prepared.prompt_ids) if body.return_token_ids else None,
     )

@@ -114,5 +114,5 @@ def _whole(
             for number, each in enumerate(result.choices)
         ],
         usage=report.usage(results),
-        decoding=report.decodings(exchange.prepared, results),
+        decoding=report.decodings(exchange.prepared, results, service.llm.vocabulary),
     )

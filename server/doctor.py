@@ -82,6 +82,7 @@ def _port(settings: Settings) -> Check:
 
 def _model(settings: Settings) -> Iterator[Check]:
     from trimtab.llm import LLM
+    from trimtab.server.guide_checks import guide_checks
 
     name = settings.engine.model
     try:
@@ -94,6 +95,6 @@ def _model(settings: Settings) -> Iterator[Check]:
         chat = bool(llm.vocabulary.tokenizer.chat_template)
         fix = "" if chat else "use /v1/completions, or serve a chat model"
         yield Check("chat template", chat, "present" if chat else "the tokenizer has none", fix)
-        yield Check("rewards", True, ", ".join(sorted(llm.rewards)) or "none configured")
+        yield from guide_checks(llm)
     finally:
         llm.close()

@@ -1,4 +1,4 @@
-"""What this server offers: models, strategies, and its tokenizer."""
+"""What this server offers: models, strategies, guides, and its tokenizer."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from fastapi import APIRouter
 
 from trimtab.decoders.registry import strategies
 from trimtab.server.body import JsonRoute
-from trimtab.server.schema.responses import ModelCard, ModelList
+from trimtab.server.guides import describe
+from trimtab.server.schema.responses import GuideList, ModelCard, ModelList
 from trimtab.server.schema.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -17,7 +18,7 @@ from trimtab.server.service import Service
 
 
 def routes(service: Service) -> APIRouter:
-    """Models, strategies, tokenize and detokenize."""
+    """Models, strategies, guides, tokenize and detokenize."""
     router = APIRouter(route_class=JsonRoute)
     llm = service.llm
     card = ModelCard(id=llm.model_name, created=service.created, max_model_len=llm.context_length)
@@ -38,6 +39,11 @@ def routes(service: Service) -> APIRouter:
         """Every decoding strategy with its parameters' JSON Schema, and the rewards they may name."""
         described = [strategy.describe() for strategy in strategies().values()]
         return {"object": "list", "data": described, "rewards": sorted(llm.rewards)}
+
+    @router.get("/v1/guides")
+    async def list_guides() -> GuideList:
+        """Every guide: its role and model, and what it can be used for."""
+        return GuideList(data=describe(llm))
 
     @router.post("/tokenize")
     def tokenize(body: TokenizeRequest) -> TokenizeResponse:

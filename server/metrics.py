@@ -14,6 +14,7 @@ FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 WHOLE_REQUEST = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)
 CANDIDATE_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 
 _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
@@ -40,6 +41,7 @@ _PER_GUIDE: tuple[tuple[str, str, Callable[[EngineStats], dict[str, int] | dict[
     ("reward_items", "Answers scored", lambda s: s.score_items),
     ("reward_latency_seconds", "Seconds spent scoring", lambda s: s.score_seconds),
     ("guide_errors", "Failures of a guide", lambda s: s.guide_errors),
+    ("model_tokens", "Tokens processed by each model, the base included", lambda s: s.model_tokens),
 )
 
 
@@ -78,6 +80,7 @@ class Metrics:
         self.queue = histogram("request_queue_time_seconds", "Until admission", FIRST_TOKEN)
         self.candidates = histogram("candidates_per_request", "Answers considered", CANDIDATES)
         self.candidate_tokens = histogram("candidate_tokens", "Tokens of all candidates", CANDIDATE_TOKENS)
+        self.interventions = histogram("intervention_rate", "Share of an answer's tokens that steering changed", SHARES)
         self.success = Counter(
             "trimtab:request_success",
             "Choices delivered",
@@ -138,3 +141,5 @@ class RequestTimer:
         metrics.candidate_tokens.labels(strategy).observe(sum(c.tokens for c in result.candidates))
         for choice in result.choices:
             metrics.success.labels(choice.finish_reason, strategy).inc()
+            if choice.steering is not None and choice.steering.intervention_rate is not None:
+                metrics.interventions.labels(strategy).observe(choice.steering.intervention_rate)

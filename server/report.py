@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.engine.results import Candidate, Result
+from trimtab.engine.vocabulary import Vocabulary
+from trimtab.server import trace
 from trimtab.server.schema.responses import CompletionUsage, PromptTokensDetails
 
 if TYPE_CHECKING:
     from trimtab.llm import PreparedRequest
-
-PLAIN = "sample"
-"""the strategy without search, whose candidates are the choices themselves"""
 
 
 def usage(results: Sequence[Result]) -> CompletionUsage:
@@ -26,14 +25,17 @@ def usage(results: Sequence[Result]) -> CompletionUsage:
     )
 
 
-def decoding(prepared: "PreparedRequest", result: Result) -> dict[str, Any]:
-    """Resolved spec, candidates with rewards (and texts, under a search), cost per model and phase."""
-    search = prepared.strategy != PLAIN
+def decoding(prepared: "PreparedRequest", result: Result, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Resolved spec, candidates with rewards (texts under a search), what steering did, cost per model and phase."""
+    search = prepared.searches
     chosen = {c.choice: index for index, c in enumerate(result.candidates) if c.choice is not None}
+    traces = [choice.trace for choice in result.choices if choice.trace is not None]
     return {
         "spec": dict(prepared.decoding),
         "chosen": [chosen.get(index) for index in range(len(result.choices))],
         "candidates": [_candidate(candidate, search) for candidate in result.candidates],
+        "steering": [trace.summary(choice.steering) for choice in result.choices],
+        **({"trace": [trace.tokens(each, vocabulary) for each in traces]} if traces else {}),
         "model_tokens": result.usage.model_tokens,
         "forwards": result.usage.forwards,
         "milliseconds": {phase: round(ms, 3) for phase, ms in result.usage.milliseconds.items()},
@@ -44,10 +46,10 @@ def decoding(prepared: "PreparedRequest", result: Result) -> dict[str, Any]:
 
 
 def decodings(
-    prepared: Sequence["PreparedRequest"], results: Sequence[Result]
+    prepared: Sequence["PreparedRequest"], results: Sequence[Result], vocabulary: Vocabulary
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """One report for one prompt, a list of them for several."""
-    reports = [decoding(request, result) for request, result in zip(prepared, results, strict=True)]
+    reports = [decoding(request, result, vocabulary) for request, result in zip(prepared, results, strict=True)]
     return reports[0] if len(reports) == 1 else reports
 
 

@@ -26,6 +26,7 @@ class EventStream(Response):
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._bridge = service.bridge
+        self._vocabulary = service.llm.vocabulary
         self._exchange = exchange
         self._chunks = chunks
         self._include_usage = include_usage
@@ -72,7 +73,7 @@ class EventStream(Response):
         result = exchange.results[part]
         assert result is not None
         done = [result for result in exchange.results if result is not None]
-        decoding = report.decodings(exchange.prepared, done) if last else None
+        decoding = report.decodings(exchange.prepared, done, self._vocabulary) if last else None
         rides_on_usage = last and self._include_usage
         body = b""
         for number, choice in enumerate(result.choices):

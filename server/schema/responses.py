@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 FinishReason = Literal["stop", "length"]
+VocabularyRelation = Literal["same", "translated", "text only"]
 
 
 class PromptTokensDetails(BaseModel):
@@ -95,3 +96,28 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class GuideCard(BaseModel):
+    """A model or program that requests may steer with, and what it can do."""
+
+    name: str
+    role: str
+    model: str
+    """hub id, or the last part of the path that it was loaded from; of a program its kind"""
+    vocabulary: VocabularyRelation | None = Field(exclude_if=lambda relation: relation is None)
+    """how its tokens relate to the base's, for models that read text"""
+    context_length: int | None = Field(exclude_if=lambda length: length is None)
+    chat_template: bool | None = Field(exclude_if=lambda template: template is None)
+    """whether it reads conversations in a form of its own"""
+    scores_candidates: bool
+    """it gives values to single tokens that could come next"""
+    scores_answers: bool
+    """it can be the reward of a search"""
+
+
+class GuideList(BaseModel):
+    """Response of /v1/guides."""
+
+    object: Literal["list"] = "list"
+    data: list[GuideCard]

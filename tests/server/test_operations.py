@@ -16,7 +16,8 @@ def test_alive_and_accepting(http: httpx2.Client) -> None:
 def test_strategies_are_those_of_the_registry(http: httpx2.Client) -> None:
     listed = http.get("/v1/strategies").json()
     assert [each["name"] for each in listed["data"]] == list(strategies())
-    assert listed["data"][0]["schema"]["properties"]["n"]["default"] == 8
+    best = next(each for each in listed["data"] if each["name"] == "best_of_n")
+    assert best["schema"]["properties"]["n"]["default"] == 8
     assert "brevity" in listed["rewards"]
 
 

@@ -54,7 +54,7 @@ def test_transcript(fake: Any, ask: Any) -> None:
     decoding = (
         '{"spec":{"strategy":"sample"},"chosen":[0],'
         '"candidates":[{"tokens":1,"reward":null,"finish_reason":"stop","choice":0}],'
-        '"model_tokens":{"base":3},"forwards":{"base":2},"milliseconds":{"total":1.5},'
+        '"steering":[null],"model_tokens":{"base":3},"forwards":{"base":2},"milliseconds":{"total":1.5},'
         '"preemptions":0,"stopped_by":"finished","seed":7}'
     )
     usage = '{"prompt_tokens":2,"completion_tokens":1,"total_tokens":3,"prompt_tokens_details":{"cached_tokens":0}}'
