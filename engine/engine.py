@@ -12,6 +12,7 @@ from trimtab.engine.errors import Cancelled, GuideError, TrimtabError
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.job import Job, Request
 from trimtab.engine.lane import Lane
+from trimtab.engine.measure import Measure
 from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.pages import OutOfPages
@@ -24,7 +25,6 @@ from trimtab.engine.sampler import Drawn, Sampler
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.settings import EngineSettings
-from trimtab.engine.tally import Measure
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +165,7 @@ class Engine:
     def _propose(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
         """Note for each sequence which tokens could follow."""
         logits = outputs.logits([row.base for row in rows])
-        ops = [jobs[row].op for row in rows]
-        counts = [op.k for op in ops if isinstance(op, Propose)]
+        counts = [op.k for row in rows if isinstance(op := jobs[row].op, Propose)]
         found = self._sampler.propose(rows, counts, logits, outputs, self._reader.score)
         for sequence, proposed in zip(rows, found, strict=True):
             job = jobs[sequence]
@@ -186,15 +185,12 @@ class Engine:
             return
         found = self._sampler.weigh([sequence for _, sequence, _ in rows], [weighed for *_, weighed in rows])
         for (job, sequence, _), drawn in zip(rows, found, strict=True):
-            if job.request.handle not in self._jobs:
-                continue
-            if drawn.id < 0:
-                self._fail_row(job, None)
-            else:
+            if drawn.id >= 0 and job.request.handle in self._jobs:
                 self._append(job, sequence, drawn)
-        for job in jobs:
-            if job.request.handle in self._jobs:
-                self._resume(job)
+            elif job.request.handle in self._jobs:
+                self._fail(job, TrimtabError("the search gave no token a finite score"))
+        for job in (job for job in jobs if job.request.handle in self._jobs):
+            self._resume(job)
 
     def _listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> bool:
         """Let a duet judge what the base has just read; whether the base draws a token now."""
@@ -263,7 +259,7 @@ class Engine:
         if draw.logprob is not None:
             sequence.logprobs.append(draw.logprob)
         if draw.measure is not None:
-            sequence.tally.add(draw.measure)
+            sequence.measures.append(draw.measure)
         if draw.trace is not None:
             sequence.trace.append(draw.trace)
         self._send(job, sequence, text, (draw.id,), draw.logprob)

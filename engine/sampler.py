@@ -12,12 +12,12 @@ from torch import Tensor
 from trimtab.engine.errors import GuideError
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.job import Weighed
+from trimtab.engine.measure import Measure
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import SteerPlan
 from trimtab.engine.results import Source, TokenLogprob, TokenTrace
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.steering import Scorer, Scores, Steering
-from trimtab.engine.tally import Measure
 from trimtab.kernels.candidates import best_candidates
 from trimtab.kernels.edits import Edits, apply_edits, history_edits
 from trimtab.kernels.philox import uniforms
@@ -161,7 +161,8 @@ class _Batch:
         if not searched and any(plan.steered or plan.trace for plan in plans):
             self.steering = Steering(rows, guides, device)
         if searched or self.steering is not None:
-            self._measured = [i for i, p in enumerate(plans) if p.steered or p.trace or p.sampling.logprobs is not None]
+            self._tallied = {i for i, plan in enumerate(plans) if searched or plan.steered or plan.trace}
+            self._measured = sorted({*self._tallied, *self.reporting})
             self._measured_params = _row_params([plans[i] for i in self._measured], device)
             self._traced = [i for i in self._measured if plans[i].trace]
         self._editing = any(plan.edits_logits for plan in plans)
@@ -189,11 +190,12 @@ class _Batch:
         return torch.from_numpy(uniforms(self.seeds, self.streams, lengths)).to(self._device)
 
     def steered(self, scores: Scores, noise: Tensor, guilty: Callable[[int], GuideError | None]) -> list[Drawn]:
-        """Draw where some row is steered, traced or weighed; `guilty` tells whose the NaN of a row is."""
+        """Draw where some row is steered, traced or weighed; `guilty` tells who left a row without a number."""
         out = steer_sample(scores.steered, self.params, noise)
         ids = out.token.tolist()
         errors = dict(scores.failed)
-        for row in [] if out.nan is None else out.nan.nonzero()[:, 0].tolist():
+        broken = [] if out.nan is None else out.nan.nonzero()[:, 0].tolist()
+        for row in {*broken, *(i for i, token in enumerate(ids) if token < 0)}:
             whose = guilty(row)
             if whose is not None:
                 errors.setdefault(row, whose)
@@ -213,9 +215,8 @@ class _Batch:
             plan = self.rows[row].plan
             source: Source = "steered" if self._searched or (plan.steered and plan.gate is None) else "base"
             traces[row] = TokenTrace(ids[row], source, base, logprob, entropy, base_entropy, kl, values, before, after)
-        return [
-            Drawn(token, reports.get(i), measures.get(i), traces.get(i), errors.get(i)) for i, token in enumerate(ids)
-        ]
+        kept = {row: measure for row, measure in measures.items() if row in self._tallied}
+        return [Drawn(token, reports.get(i), kept.get(i), traces.get(i), errors.get(i)) for i, token in enumerate(ids)]
 
     def reports(self, ids: list[int], base_logprobs: list[float], reference: Tensor) -> dict[int, TokenLogprob]:
         """Log-probabilities under the base, for the rows whose request wants them."""

@@ -7,10 +7,10 @@ from typing import Self
 
 from trimtab.engine.duet import Duet
 from trimtab.engine.lane import Lane
+from trimtab.engine.measure import Measure, summarise
 from trimtab.engine.pages import PageTable
 from trimtab.engine.plan import PLAIN, SteerPlan
 from trimtab.engine.results import FinishReason, Steering, TokenLogprob, TokenTrace
-from trimtab.engine.tally import Tally
 from trimtab.engine.vocabulary import TextStream
 
 
@@ -41,8 +41,8 @@ class Sequence:
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """per generated token, where the request asks for them; filled by the engine"""
-    tally: Tally = field(default_factory=Tally)
-    """how far the answer is from the base's, where the request steers; filled by the engine"""
+    measures: list[Measure] = field(default_factory=list)
+    """per generated token, where the request steers; filled by the engine"""
     trace: list[TokenTrace] = field(default_factory=list)
     """per generated token, where the request asks for it; filled by the engine"""
     family: "list[Sequence]" = field(default_factory=list)
@@ -90,17 +90,9 @@ class Sequence:
     @property
     def steering(self) -> Steering | None:
         """How far the answer is from the base's; None where nothing steers."""
-        if not self.plan.steered:
+        if not self.plan.steered and not self.measures:
             return None
-        tally, known = self.tally, self.plan.variant == PLAIN or self.plan.reference is not None
-        return Steering(
-            tokens=tally.tokens,
-            kl=tally.kl if known else None,
-            kl_mean=tally.kl / tally.tokens if known and tally.tokens else None,
-            logprob_base=tally.logprob_base if known else None,
-            logprob_steered=tally.logprob_steered,
-            intervention_rate=tally.interventions / tally.tokens if known and tally.tokens else None,
-        )
+        return summarise(self.measures, against_base=self.plan.variant == PLAIN or self.plan.reference is not None)
 
     @property
     def stored(self) -> bool:
@@ -152,7 +144,7 @@ class Sequence:
                 finish=self.finish,
                 stop_reason=self.stop_reason,
                 logprobs=self.logprobs.copy(),
-                tally=self.tally.copy(),
+                measures=self.measures.copy(),
                 trace=self.trace.copy(),
                 family=self.family,
             )
@@ -166,6 +158,7 @@ class Sequence:
         for lane in self.lanes:
             lane.trim(count)
         del self.logprobs[generated:]
+        del self.measures[generated:]
         del self.trace[generated:]
         self.finish = self.stop_reason = None
         self.text = self.text.restart(self.answer)

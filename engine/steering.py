@@ -88,15 +88,16 @@ class Steering:
         return scores
 
     def guilty(self, row: int, outputs: Outputs) -> GuideError | None:
-        """The guide whose logits hold NaN for a row, or whose edit does, as an error that names it."""
+        """The guide that left a row with NaN or without any finite score, as an error that names it."""
         sequence = self._rows[row]
         hidden, unedited = sequence.plan.hidden, outputs.unedited(sequence.base)
         if hidden is not None and unedited is not None and not unedited.isnan().any():
             return GuideError(hidden.guide, "moved a hidden state to no number: check its weights, or lower lr or n")
         for mixed in sequence.plan.mixture:
             lane = sequence.lanes[1 + mixed.lane]
-            if outputs.logits([lane]).isnan().any():
-                return GuideError(lane.name, "gave a logit that is not a number: check its weights and dtype")
+            logits = outputs.logits([lane])
+            if logits.isnan().any() or not logits.isfinite().any():
+                return GuideError(lane.name, "gave logits that are not numbers: check its weights and dtype")
         return None
 
     def _mixture(self, base: Tensor, outputs: Outputs) -> Tensor:

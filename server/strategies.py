@@ -20,8 +20,8 @@ def as_json() -> str:
 
 def print_table() -> None:
     """One row per strategy, fitted to the terminal."""
-    table = Table("strategy", "what it does", "parameters", "cost", "paper")
+    table = Table("strategy", "kind", "what it does", "parameters", "cost", "paper")
     for each in strategies().values():
         parameters = ", ".join(each.params.model_fields)
-        table.add_row(each.name, each.summary, parameters, each.cost, each.paper or "")
+        table.add_row(each.name, each.kind, each.summary, parameters, each.cost, each.paper or "")
     Console().print(table)

@@ -166,3 +166,18 @@ def test_the_reward_of_an_end_token_is_read_at_the_end_token(llm: LLM, place: Pa
     assert dict(only_one.values)["taste"] == pytest.approx(scorer.score([*own, EOS]), abs=1e-4)
     assert scorer.score([*own, EOS]) != pytest.approx(scorer.score(own), abs=1e-2)
     assert EOS not in allowed
+
+
+def test_a_value_model_of_two_labels_gives_log_odds(llm: LLM, place: Path, base: Plain) -> None:
+    worth = PlainScorer(place / "worth")
+    prompt, own = base_prompt("Hi"), worth.prompt("Hi")
+
+    def fudge(h: list[int]) -> Tensor:
+        z = base.logits(h)
+        allowed = best(z, 8)
+        texts = [[*own, *h[len(prompt) :], token] for token in allowed]
+        gain = [3.0 * float(torch.tensor(worth.log_odds(text)).sigmoid().log()) for text in texts]
+        return only(z, allowed, gain)
+
+    decoding = {"strategy": "fudge", "classifier": "worth", "lam": 3.0, "k": 8}
+    assert ids(chat(llm, decoding)) == greedy(fudge, prompt, TOKENS)

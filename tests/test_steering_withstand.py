@@ -1,5 +1,6 @@
 """Steering that cannot work, and guides that break: what is refused by name, and what its neighbours notice."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,7 @@ def test_cancelling_frees_the_pages_of_every_model(llm: LLM, decoding: dict[str,
         before = llm.stats.steps
         llm.submit(prepared, handle, collector)
         while llm.stats.steps < before + ticks and not collector.done.is_set():
-            pass
+            time.sleep(0.001)
         llm.cancel(handle)
         assert collector.done.wait(20)
         assert isinstance(collector.events[-1], Failure)

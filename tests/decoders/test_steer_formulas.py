@@ -197,6 +197,20 @@ FORMULAS: dict[str, tuple[dict[str, Any], Formula]] = {
         {"guide": "q", "weight": 1.5, "transform": "centre"},
         lambda p: p.score(p.z(), 1.5 * (p.values("q") - p.values("q").mean())),
     ),
+    "value among likely tokens": (
+        {
+            "strategy": "value",
+            "guide": "q",
+            "transform": "centre",
+            "steer": [{"method": "candidates", "alpha": 0.2, "keep_others": True}],
+        },
+        lambda p: p.score(
+            p.z(),
+            p.values("q") - p.values("q")[p.candidates(alpha=0.2)].mean(),
+            p.candidates(alpha=0.2),
+            others=True,
+        ),
+    ),
     "composed": (
         {
             "strategy": "genarm",

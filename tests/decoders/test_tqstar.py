@@ -1,8 +1,7 @@
-"""Transfer Q* against brute force on a toy model, and the ops that it is made of."""
+"""Transfer Q* against brute force on a toy model."""
 
 import math
-from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ from toy import FunctionReward, Toy, byte_tokenizer, random_table
 
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import InvalidRequest
-from trimtab.engine.job import Request
-from trimtab.engine.program import Answer, Context, Draw, Extend, Op, Propose
 from trimtab.engine.results import Failure
 from trimtab.engine.sampling import SamplingParams
-from trimtab.engine.vocabulary import TextStream, Vocabulary
+from trimtab.engine.vocabulary import Vocabulary
 
 VOCAB, LENGTH, PROMPT = 12, 6, [1, 5, 2]
 TABLE = random_table(VOCAB)
@@ -331,102 +328,37 @@ def test_it_is_greedy_by_default_and_its_spec_survives_an_echo() -> None:
         assert DecodingSpec.parse(spec.dump()) == spec
 
 
-class Script:
-    """A program that a test writes down."""
-
-    def __init__(self, run: Callable[[Context], Generator[Op, Any, Answer]]) -> None:
-        self.run = run
-
-    def rows(self, choices: int) -> int:
-        return 4
-
-
-def play(engine: Toy, run: Callable[[Context], Generator[Op, Any, Answer]], decoding: Any = None) -> object:
-    """Submit a program; the parts of `decoding` steer it."""
-    spec = DecodingSpec.parse(decoding)
-    handle = object()
-    engine.events[handle] = []
-    engine.engine.submit(
-        Request(
-            handle=handle,
-            deliver=engine._deliver,
-            prompt=array("q", PROMPT),
-            messages=(),
-            program=Script(run),
-            plan=engine.plan(PROMPT, GREEDY, spec),
-            text=TextStream(engine.vocabulary),
-            choices=1,
-            rows=4,
-            max_tokens=LENGTH,
-        )
-    )
-    return handle
-
-
-@pytest.mark.parametrize("decoding", [None, {"strategy": "args", "reward": "token", "k": 5}])
-def test_a_proposal_leaves_its_sequence_as_it_was(decoding: Any) -> None:
-    """Proposing again and then decoding the sequence and its forks gives what plain decoding does."""
-    told: list[Any] = []
-
-    def run(context: Context) -> Generator[Op, Any, Answer]:
-        (answer,) = context.prompt.fork(1)
-        for k in (2, 5, 2):
-            told.append((yield Propose([answer], k)))
-        (fork,) = answer.fork(1)
-        (ahead,) = context.branch(answer, list(told[0][0])[:1])
-        told.append((answer.generated, fork.generated, ahead.generated))
-        yield Extend([fork, ahead, answer])
-        answers = [answer, fork, ahead]
-        return Answer(answers, [(each, None) for each in answers])
-
-    engine = furnished()
-    handle = play(engine, run, decoding)
-    engine.finish()
-    plain = engine.run(PROMPT, GREEDY, decoding=decoding).choices[0].token_ids
-    (first,), (more,), (last,), lengths = told
-    assert first == last == dict(list(more.items())[:2])
-    assert list(more.values()) == sorted(more.values(), reverse=True)
-    assert len(more) == 5
-    assert lengths == (0, 0, 1)
-    assert {choice.token_ids for choice in engine.result(handle).choices} == {plain}
-
-
-@pytest.mark.parametrize("weigh", [lambda proposed: {99: 1.0}, lambda proposed: {}, lambda proposed: None])
-def test_a_wrong_draw_ends_its_own_request_alone(weigh: Callable[[Any], Any]) -> None:
-    def run(context: Context) -> Generator[Op, Any, Answer]:
-        (answer,) = context.prompt.fork(1)
-        (proposed,) = yield Propose([answer], 3)
-        yield Draw([answer], [weigh(proposed)])
-        return Answer([answer], [(answer, None)])
-
-    engine = toy()
-    handle, neighbour = play(engine, run), engine.submit(PROMPT, GREEDY, decoding=tqstar())
-    engine.finish()
-    assert isinstance(engine.end(handle), Failure)
-    assert list(engine.result(neighbour).choices[0].token_ids) == ids(toy())
-
-
-def test_a_token_is_drawn_once_for_each_proposal() -> None:
-    def run(context: Context) -> Generator[Op, Any, Answer]:
-        (answer,) = context.prompt.fork(1)
-        (proposed,) = yield Propose([answer], 3)
-        yield Draw([answer], [proposed])
-        yield Draw([answer], [proposed])
-        return Answer([answer], [(answer, None)])
-
-    engine = toy()
-    handle = play(engine, run)
-    engine.finish()
-    assert isinstance(engine.end(handle), Failure)
-
-
-def test_a_guide_without_numbers_is_named() -> None:
+@pytest.mark.parametrize("rollout", [0, 3])
+def test_a_guide_without_numbers_is_named(rollout: int) -> None:
     engine = furnished()
     engine.add_lm("broken", lambda prefix: np.full(VOCAB, np.nan if len(prefix) > 4 else 0.0))
     steer = [{"method": "genarm", "arm": "broken"}]
-    handle, neighbour = (engine.submit(PROMPT, GREEDY, decoding=tqstar(steer=part)) for part in (steer, []))
+    handle, neighbour = (
+        engine.submit(PROMPT, GREEDY, decoding=tqstar(rollout=rollout, steer=part)) for part in (steer, [])
+    )
     engine.finish()
     end = engine.end(handle)
     assert isinstance(end, Failure)
     assert "broken" in str(end.error)
-    assert list(engine.result(neighbour).choices[0].token_ids) == ids(toy())
+    assert list(engine.result(neighbour).choices[0].token_ids) == ids(toy(), rollout=rollout)
+
+
+def test_a_base_without_numbers_is_an_error() -> None:
+    broken = Toy(lambda prefix: np.full(VOCAB, np.nan if len(prefix) > 4 else 0.0), rewards={"taste": TASTE})
+    handle = broken.submit(PROMPT, GREEDY, decoding=tqstar(rollout=0))
+    broken.finish()
+    end = broken.end(handle)
+    assert isinstance(end, Failure)
+    assert "no finite logit" in str(end.error)
+    assert len(broken.deltas(handle)) == 2
+
+
+def test_a_reward_of_nothing_but_nan_ends_the_request_and_some_nan_loses() -> None:
+    engine = Toy(TABLE, rewards={"taste": lambda text: math.nan})
+    handle = engine.submit(PROMPT, GREEDY, n=2, decoding=tqstar(rollout=0))
+    engine.finish()
+    assert isinstance(engine.end(handle), Failure)
+    assert engine.deltas(handle) == []
+    best = spell([int(TABLE(PROMPT).argmax())])
+    some = Toy(TABLE, rewards={"taste": lambda text: math.nan if text == best else 0.0})
+    assert spell(ids(some, rollout=0))[0] == spell([int(TABLE(PROMPT).argsort()[-2])])

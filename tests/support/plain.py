@@ -43,8 +43,17 @@ class PlainScorer:
         return list(self.tokenizer.encode(rendered, add_special_tokens=False))
 
     def score(self, ids: Sequence[int]) -> float:
+        return float(self._logits(ids)[0])
+
+    def log_odds(self, ids: Sequence[int]) -> float:
+        """Of the second of two labels."""
+        first, second = self._logits(ids).tolist()
+        return float(second - first)
+
+    def _logits(self, ids: Sequence[int]) -> Tensor:
         hidden = self.model.base_model(input_ids=torch.tensor([list(ids)])).last_hidden_state[0, -1]
-        return float(self.model.score(hidden)[-1])
+        logits: Tensor = self.model.score(hidden)
+        return logits
 
 
 def greedy(
