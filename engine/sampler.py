@@ -16,8 +16,10 @@ from trimtab.engine.measure import Measure
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import SteerPlan
 from trimtab.engine.results import Source, TokenLogprob, TokenTrace
+from trimtab.engine.scores import Scores
 from trimtab.engine.sequence import Sequence
-from trimtab.engine.steering import Scorer, Scores, Steering
+from trimtab.engine.steering import Steering
+from trimtab.engine.values import Scorer
 from trimtab.kernels.candidates import best_candidates
 from trimtab.kernels.edits import Edits, apply_edits, history_edits
 from trimtab.kernels.philox import uniforms

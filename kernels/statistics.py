@@ -101,7 +101,7 @@ def _ranked(z: Tensor, top: Tensor, g: Group, base_logprobs: Tensor, token: Tens
 
 def _mean(probs: Tensor, mass: Tensor, values: Tensor) -> Tensor:
     """Mean (R,) of `values` (R, V) under `probs` (R, V) of mass `mass` (R, 1); probability 0 counts for nothing."""
-    total = (probs * values).sum(dim=1)
+    total: Tensor = torch.linalg.vecdot(probs, values)
     if not bool(total.isfinite().all()):  # 0 * -inf, or a true infinity
         total = (probs * values).masked_fill_(probs == 0, 0.0).sum(dim=1)
     return (total / mass[:, 0]).float()
