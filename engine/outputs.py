@@ -52,6 +52,6 @@ class Outputs:
 
     def _last(self, values: Tensor, lanes: Sequence[Lane]) -> Tensor:
         rows = [self._chosen.get(lane, self._rows[lane].stop - 1) for lane in lanes]
-        if rows == list(range(len(values))):  # all of them, in order: no copy
-            return values
+        if rows == list(range(rows[0], rows[0] + len(rows))):  # neighbours: no copy
+            return values[rows[0] : rows[0] + len(rows)]
         return values[torch.tensor(rows, device=values.device)]

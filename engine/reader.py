@@ -36,7 +36,8 @@ class Reader:
                 groups.setdefault(turn.lane.model, []).append(turn)
         outputs = Outputs()
         for model, group in groups.items():
-            group.sort(key=lambda turn: -len(turn.lane.tokens))  # rows of like length are attended together
+            # Rows of one adapter together, and rows of like length, which are attended together.
+            group.sort(key=lambda turn: (turn.lane.variant.adapter or "", -len(turn.lane.tokens)))
             edits, edited = self._edits(group, model)
             outputs.add(model, group, model.runner.decode([turn.chunk for turn in group], edits), edited)
         return outputs

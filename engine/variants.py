@@ -7,7 +7,7 @@ of the model is switched: each step says which row is what, and a step of plain 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,17 @@ def find_linears(model: nn.Module) -> dict[str, Place]:
     return places
 
 
+class _Active(NamedTuple):
+    """What one product adds in this step."""
+
+    down: Tensor  # (R, in)
+    up: Tensor  # (R, out)
+    others: Tensor | None  # (rows of the block, 1, R) bool, entries of adapters that are not the row's
+    block: slice
+    """the rows from the first to the last that has an adapter here"""
+    rows: int
+
+
 class LowRankTerm:
     """The adapters of one product, one after another in two stacks; adds what the rows of this step select."""
 
@@ -71,7 +82,7 @@ class LowRankTerm:
         self.up = torch.empty(0, outer, dtype=dtype, device=device)  # (R, out)
         self.owners: tuple[int, ...] = ()  # (R,) the adapter's number
         self.spans: dict[int, tuple[int, int]] = {}
-        self.active: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self.active: _Active | None = None
 
     def add(self, number: int, down: Tensor, up: Tensor) -> None:
         """Put an adapter behind the others; `down` (r, in), `up` (r, out) over all outputs of the product."""
@@ -88,26 +99,32 @@ class LowRankTerm:
             return
         start, stop = min(spans)[0], max(spans)[1]
         owners = self.owners[start:stop]
+        mine = torch.isin(rows, torch.tensor(owners)).nonzero()[:, 0]
+        first, last = int(mine[0]), int(mine[-1]) + 1
+        block = slice(first, last)
         if owners not in masks:
-            others = rows[:, None, None] != torch.tensor(owners)  # (B, 1, R)
+            others = rows[block, None, None] != torch.tensor(owners)  # (rows of the block, 1, R)
             masks[owners] = others.to(self.down.device) if others.any() else None
-        self.active = self.down[start:stop], self.up[start:stop], masks[owners]
+        self.active = _Active(self.down[start:stop], self.up[start:stop], masks[owners], block, len(rows))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """`y` (..., out), the product with `x` (..., in), with the terms added, in the dtype of the stacks.
 
-        Rows without an adapter get an exact zero. `y` may be written to.
+        Rows without an adapter get an exact zero, or are not touched at all. `y` may be written to.
         """
         if self.active is None:
             return y
-        down, up, others = self.active
-        low = functional.linear(x.to(down.dtype), down)  # (..., R)
-        if others is not None:
-            # Some modules flatten rows and tokens into one axis.
-            rows = len(x) if x.dim() > 2 else min(len(x), len(others))
-            low.view(rows, -1, len(down)).masked_fill_(others[:rows], 0)
+        down, up, others, block, rows = self.active
         wide = y.to(up.dtype)
-        wide.view(-1, up.shape[1]).addmm_(low.view(-1, len(down)), up)
+        # Some modules flatten rows and tokens into one axis; the LM head may read rows again, behind the batch's own.
+        spread = x.shape[0] // rows if x.dim() == 2 and x.shape[0] % rows == 0 else 1
+        block = slice(block.start * spread, block.stop * spread)
+        low = functional.linear(x[block].to(down.dtype), down)  # (..., R)
+        if others is not None:
+            count = min(len(low) // spread, len(others))
+            low[: count * spread].view(count, -1, len(down)).masked_fill_(others[:count], 0)
+        target = wide[block]
+        target.view(-1, up.shape[1]).addmm_(low.view(-1, len(down)), up)
         return wide
 
 
