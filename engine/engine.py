@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -122,6 +123,7 @@ class Engine:
         speaking: list[Sequence] = []
         drafting: list[Sequence] = []
         proposing: list[Sequence] = []
+        sure: dict[Sequence, float] = {}
         for sequence, job in jobs.items():
             if sequence.duet is None:
                 for lane in sequence.lanes:
@@ -130,10 +132,11 @@ class Engine:
                 (proposing if isinstance(job.op, Propose) else speaking).append(sequence)
             elif sequence.duet.speaker == "guide":
                 drafting.append(sequence)
-            elif self._listen(job, sequence, outputs):
+            elif (heard := self._listen(job, sequence, outputs)) is not None:
                 speaking.append(sequence)
+                sure[sequence] = heard
         if speaking:
-            self._speak(speaking, jobs, outputs)
+            self._speak(speaking, jobs, outputs, sure)
         if proposing:
             self._propose(proposing, jobs, outputs)
         self._draft(drafting, jobs, outputs)
@@ -145,8 +148,13 @@ class Engine:
             if isinstance(job.op, Extend | Propose) and not job.targets and job.request.handle in self._jobs:
                 self._resume(job)
 
-    def _speak(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
-        """Draw the base's next token of each sequence, as its plan steers it."""
+    def _speak(
+        self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs, sure: Mapping[Sequence, float]
+    ) -> None:
+        """Draw the base's next token of each sequence, as its plan steers it.
+
+        `sure` holds the log-probability of the base's most likely token, of duets.
+        """
         rows.sort(key=lambda row: -len(row.tokens))  # as the forward read them: then the logits need no copy
         logits = outputs.logits([row.base for row in rows])
         for sequence, draw in zip(rows, self._sampler.draw(rows, logits, outputs, self._reader.score), strict=True):
@@ -156,6 +164,10 @@ class Engine:
             if draw.error is not None or draw.id < 0:
                 self._fail_row(job, draw.error)
             elif sequence.duet is None or sequence.duet.take(draw.id):
+                if (
+                    sequence in sure and draw.measure is None
+                ):  # a greedy duet: what was heard is all there is to measure
+                    draw = replace(draw, measure=Measure(sure[sequence], sure[sequence], kl=0.0, changed=False))
                 self._append(job, sequence, draw)
                 job.settle(sequence)
             if sequence.duet is not None:
@@ -192,23 +204,27 @@ class Engine:
         for job in (job for job in jobs if job.request.handle in self._jobs):
             self._resume(job)
 
-    def _listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> bool:
-        """Let a duet judge what the base has just read; whether the base draws a token now."""
+    def _listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> float | None:
+        """Let a duet judge what the base has just read.
+
+        The base's top log-probability where it draws a token now; None where it does not.
+        """
         duet, lane = sequence.duet, sequence.base
         assert duet is not None
         draft = list(duet.draft)
-        logprobs = outputs.every(lane).float().log_softmax(dim=1)  # (q, V)
-        top, ids = logprobs.max(dim=1)
-        following: list[float | None] = [None] * len(logprobs)
+        read = outputs.every(lane)
+        first = len(read) - len(draft) - 1  # rows before it were judged already
+        z = read[max(first, 0) :].float()  # (q, V)
+        mass = z.logsumexp(dim=1)
+        top, ids = z.max(dim=1)
+        following: list[float | None] = [None] * len(z)
         if draft:
-            known = logprobs[-len(draft) - 1 : -1]
-            following[-len(draft) - 1 : -1] = known.gather(1, torch.tensor(draft, device=ids.device)[:, None])[
-                :, 0
-            ].tolist()
-        rows = [Look(*each) for each in zip(ids.tolist(), top.exp().tolist(), following, strict=True)]
+            known = z[-len(draft) - 1 : -1].gather(1, torch.tensor(draft, device=z.device)[:, None])[:, 0]
+            following[-len(draft) - 1 : -1] = (known - mass[-len(draft) - 1 : -1]).tolist()
+        rows = [Look(*each) for each in zip(ids.tolist(), (top - mass).exp().tolist(), following, strict=True)]
         if not all(math.isfinite(row.top_p) for row in rows):
             self._fail_row(job, None)
-            return False
+            return None
         verdict = duet.look(rows)
         for spoken in verdict.accepted:
             if sequence.finish is None:
@@ -217,9 +233,9 @@ class Engine:
         job.settle(sequence)
         self._settle_duet(job, sequence)
         if verdict.draw is None or sequence not in job.targets:
-            return False
-        outputs.choose(lane, verdict.draw)
-        return True
+            return None
+        outputs.choose(lane, max(first, 0) + verdict.draw)
+        return math.log(rows[verdict.draw].top_p)
 
     def _draft(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
         """Draw the other voice's next token of each sequence."""

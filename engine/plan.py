@@ -159,6 +159,15 @@ class SteerPlan:
         return self.candidates.top_k if self.candidates is not None and self.values else 0
 
     @property
+    def shaped(self) -> bool:
+        """Whether the scores that tokens are drawn from need more than the base's logits and the answer's edits.
+
+        The base's turn in a greedy duet does not: its token is the most likely one, and nothing is to be measured.
+        """
+        quiet = self.gate is not None and self.hidden is None and self.sampling.temperature == 0
+        return self.trace or (self.steered and (not quiet or self.edits_logits))
+
+    @property
     def steered(self) -> bool:
         """Whether anything but the base model and the sampling parameters shapes the next token."""
         return bool(self.lanes or self.candidates or self.values or self.hidden or self.limit or self.variant != PLAIN)

@@ -160,10 +160,10 @@ class _Batch:
         self.top = max((wanted[i].logprobs or 0 for i in self.reporting), default=0)
         self._device = device
         self.steering: Steering | None = None
-        if not searched and any(plan.steered or plan.trace for plan in plans):
+        if not searched and any(plan.shaped for plan in plans):
             self.steering = Steering(rows, guides, device)
         if searched or self.steering is not None:
-            self._tallied = {i for i, plan in enumerate(plans) if searched or plan.steered or plan.trace}
+            self._tallied = {i for i, plan in enumerate(plans) if searched or plan.shaped}
             self._measured = sorted({*self._tallied, *self.reporting})
             self._measured_params = _row_params([plans[i] for i in self._measured], device)
             self._traced = [i for i in self._measured if plans[i].trace]
