@@ -1,7 +1,7 @@
 """Nudging a pretrained base with a small aligned model of another vocabulary: answers and time, against each alone.
 
-Twenty instructions, decoded greedily. An answer counts as readable when it ended by itself or ran to the limit without
-going round in circles: at most a fifth of its four-word sequences occurred before in it. `--show` prints the answers,
+Twenty instructions, decoded greedily, at which the base that docs/nudging.md names fails when it is alone. An answer
+counts as readable when it does not go round in circles: at most a fifth of its four-word sequences occurred before. `--show` prints the answers,
 which are there to be read. Time is per token of the base, over all instructions in one run; each model alone answers
 the same instructions one by one.
 """
@@ -18,26 +18,26 @@ from report import print_json
 from trimtab import LLM, EngineSettings, SamplingParams
 
 INSTRUCTIONS = (
-    "Give three tips for staying healthy.",
     "Write a short poem about the sea.",
-    "Explain in two sentences why the sky is blue.",
     "How do I make a cup of tea?",
     "Name three animals that live in the desert and say how they find water.",
     "Write a friendly email that asks a colleague for help.",
     "What should I pack for a week in the mountains?",
-    "Explain what a computer program is to a child.",
-    "Give me a recipe for a simple vegetable soup.",
     "Why is it important to sleep well?",
     "Describe a rainy day in a big city.",
-    "What is the difference between a lake and a river?",
-    "Suggest three games for a birthday party.",
-    "How can I save money at the supermarket?",
     "Tell a short story about a dog that got lost.",
-    "What does a doctor do?",
-    "List four uses of wood.",
-    "How do plants grow?",
     "Write a thank-you note to a teacher.",
     "Give advice to someone who is nervous before an exam.",
+    "Write a short speech to open a village festival.",
+    "Explain how a bicycle works.",
+    "Plan a day at the museum with a friend.",
+    "Describe a forest in autumn.",
+    "Give tips for learning a new language.",
+    "Write a letter to a friend about a journey.",
+    "How can I make my room feel cosy?",
+    "Describe how bread is made.",
+    "Write a short story about a lighthouse.",
+    "How do I prepare for a long walk?",
 )
 REPEATED = 0.2
 WORDS = 4
