@@ -1,9 +1,9 @@
 """Nudging a pretrained base with a small aligned model of another vocabulary: answers and time, against each alone.
 
 Twenty instructions, decoded greedily, at which the base that docs/nudging.md names fails when it is alone. An answer
-counts as readable when it does not go round in circles: at most a fifth of its four-word sequences occurred before. `--show` prints the answers,
-which are there to be read. Time is per token of the base, over all instructions in one run; each model alone answers
-the same instructions one by one.
+counts as readable when it does not go round in circles: at most a fifth of its four-word sequences occurred before.
+`--show` prints the answers, which are there to be read. Time is per token of the base, over all instructions in one
+run; each model alone answers the same instructions one by one.
 """
 
 import argparse
