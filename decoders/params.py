@@ -22,6 +22,9 @@ class Params(BaseModel):
     temperature: ClassVar[float | None] = None
     """of the paper's decoding, for requests that set none; None: the server's default"""
 
+    rows_field: ClassVar[str] = "n"
+    """the parameter to lower where a request decodes too many answers at once"""
+
     def check(self, *, choices: int, rewards: Collection[str]) -> None:
         """Raise InvalidRequest if this server or this request cannot run the strategy."""
 

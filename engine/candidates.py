@@ -19,7 +19,8 @@ class _Rows:
     top_k: Tensor  # (R,) int64
     top_p: Tensor  # (R,) float32
     alpha: Tensor  # (R,) float32
-    keep_others: list[bool]
+    strict: list[int]
+    """those of them, by their place here, whose other tokens are banned"""
 
     @classmethod
     def of(cls, batch: list[Row], rows: list[int], device: torch.device) -> "_Rows":
@@ -30,7 +31,7 @@ class _Rows:
             torch.tensor([each.top_k for each in sets], dtype=torch.long, device=device),
             torch.tensor([each.top_p for each in sets], device=device),
             torch.tensor([each.alpha for each in sets], device=device),
-            [each.keep_others for each in sets],
+            [at for at, each in enumerate(sets) if not each.keep_others],
         )
 
     @property
@@ -78,13 +79,11 @@ class CandidateSets:
 
     def exclude(self, z: Tensor, found: Shortlist) -> None:
         """Ban what is no candidate, in place, but in rows that keep the others."""
-        strict = [at for at, keep in enumerate(self.listed.keep_others) if not keep]
-        if strict:
+        if strict := self.listed.strict:
             rows, ids = self.listed.index[strict], found.ids[strict]
             kept = z[rows].gather(1, ids).masked_fill(~found.valid[strict], -torch.inf)
             z[rows] = torch.full((len(rows), z.shape[1]), -torch.inf, device=z.device).scatter_(1, ids, kept)
-        strict = [at for at, keep in enumerate(self.open.keep_others) if not keep]
-        if strict:
+        if strict := self.open.strict:
             rows = self.open.index[strict]
             z[rows] = z[rows].masked_fill_(~found.mask[strict], -torch.inf)
 

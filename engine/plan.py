@@ -11,14 +11,15 @@ answer: they change s after the mixture, and C is taken from the base logits wit
 
 from array import array
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from trimtab.engine.sampling import SamplingParams
 
+if TYPE_CHECKING:  # settings read this file, and torch takes seconds to import
+    from trimtab.kernels.mixing import Transform
+
 BASE = "base"
 """name of the base model, in plans and in usage reports"""
-
-Transform = Literal["identity", "clamp", "log_sigmoid", "centre"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class ValueTerm:
 
     guide: str
     weight: float
-    transform: Transform = "identity"
+    transform: "Transform" = "identity"
     """clamp: into [0, 1]; log_sigmoid; centre: minus the mean over the candidates"""
     lane: int | None = None
     """the lane that scores; None: a head on the base's hidden state"""

@@ -31,12 +31,20 @@ class Steering:
         self._device = device
         plans = [row.plan for row in rows]
         self._base_weight = torch.tensor([plan.base_weight for plan in plans], device=device)
-        self._mixed: dict[Model, list[tuple[int, Lane, float]]] = defaultdict(list)
+        mixed_by: dict[Model, list[tuple[int, Lane, float]]] = defaultdict(list)
         self._powered = [i for i, plan in enumerate(plans) if plan.power and plan.mixture]
         for i, row in enumerate(rows):
             for mixed in () if row.plan.power else row.plan.mixture:
                 lane = row.lanes[1 + mixed.lane]
-                self._mixed[lane.model].append((i, lane, mixed.weight))
+                mixed_by[lane.model].append((i, lane, mixed.weight))
+        self._mixed = [
+            (
+                [lane for _, lane, _ in entries],
+                torch.tensor([row for row, _, _ in entries], device=device),
+                torch.tensor([weight for *_, weight in entries], device=device),
+            )
+            for entries in mixed_by.values()
+        ]
         self._references = [
             (i, row.lanes[1 + row.plan.reference]) for i, row in enumerate(rows) if row.plan.reference is not None
         ]
@@ -69,11 +77,7 @@ class Steering:
         return None
 
     def _mixture(self, base: Tensor, outputs: Outputs) -> Tensor:
-        aux = []
-        for entries in self._mixed.values():
-            logits = self._translated([lane for _, lane, _ in entries], outputs)
-            rows = torch.tensor([row for row, _, _ in entries], device=self._device)
-            aux.append(Aux(logits, rows, torch.tensor([weight for *_, weight in entries], device=self._device)))
+        aux = [Aux(self._translated(lanes, outputs), rows, weights) for lanes, rows, weights in self._mixed]
         z = mix(base, self._base_weight, aux)
         for i in self._powered:
             row = self._rows[i]

@@ -13,10 +13,10 @@ from trimtab.engine.errors import GuideError
 from trimtab.engine.guides.base import Guide, HeadGuide, ScorerGuide
 from trimtab.engine.lane import Lane
 from trimtab.engine.outputs import Outputs
-from trimtab.engine.plan import Transform, ValueTerm
+from trimtab.engine.plan import ValueTerm
 from trimtab.engine.scores import Scores
 from trimtab.engine.sequence import Sequence as Row
-from trimtab.kernels.mixing import transform_values
+from trimtab.kernels.mixing import Transform, transform_values
 
 Scorer = Callable[[ScorerGuide, Sequence[Lane], Sequence[Sequence[int]]], Tensor]
 """Reads candidates (base ids) after lanes of one guide; (R, k) float32 padded to the longest list"""

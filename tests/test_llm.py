@@ -74,6 +74,11 @@ def test_an_absent_seed_is_drawn_and_reported(llm: LLM) -> None:
             "at most 16",
         ),
         (
+            GenerationRequest(prompt="x", decoding={"strategy": "tqstar", "k": 17, "reward": "length"}),
+            "decoding.k",
+            "at most 16",
+        ),
+        (
             GenerationRequest(prompt="x", decoding={"strategy": "best_of_n", "reward": "lenght"}),
             "decoding.reward",
             "configured: brevity, json, length",

@@ -24,6 +24,7 @@ class TransferQStar(Params):
     """`z_base + w * r(greedy rollout from h, v)` on the k likeliest tokens; greedy in the paper (temperature 0)."""
 
     temperature: ClassVar[float | None] = 0.0
+    rows_field: ClassVar[str] = "k"
     reward: str = Field(description="name of the guide that scores the text with its rollout")
     w: Weight = Field(1.0, description="weight of the reward")
     k: int = Field(10, ge=1, le=64, description="candidates; no other token can be drawn")

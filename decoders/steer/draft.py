@@ -21,11 +21,11 @@ from trimtab.engine.plan import (
     LanePlan,
     Mixed,
     SteerPlan,
-    Transform,
     ValueTerm,
     Variant,
 )
 from trimtab.engine.sampling import SamplingParams
+from trimtab.kernels.mixing import Transform
 
 MAX_CANDIDATES = 256
 """a scorer reads every candidate of every token: more would cost more than the answer"""

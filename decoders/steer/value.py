@@ -6,7 +6,7 @@ from trimtab.decoders.params import Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
-from trimtab.engine.plan import Transform
+from trimtab.kernels.mixing import Transform
 
 
 @strategy("value", cost="1 answer, with one head call or top_k scores a token", needs=("value",))

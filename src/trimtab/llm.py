@@ -146,7 +146,7 @@ class LLM:
             raise InvalidRequest(
                 f"the request decodes {rows} answers at once and this server at most {self.settings.max_rows} "
                 "(setting engine.max_rows): ask for fewer",
-                param="n" if rows == request.n else f"decoding.{'n' if hasattr(spec.params, 'n') else 'k'}",
+                param="n" if rows == request.n else f"decoding.{spec.params.rows_field}",
             )
         sampling = request.sampling
         if spec.temperature is not None and "temperature" not in sampling.model_fields_set:
