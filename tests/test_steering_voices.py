@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -263,3 +263,20 @@ def test_an_answer_ends_where_the_context_of_the_guide_does(voices: Voices) -> N
         for model in llm.models.values():
             model.runner.pool.check([])
         assert torch.isfinite(torch.tensor(short.steering.logprob_base if short.steering else math.nan))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_the_summary_is_that_of_the_trace_with_and_without_one(llm: LLM, temperature: float) -> None:
+    """A greedy duet measures less on its way; what it reports is the same."""
+    sampling = GREEDY.model_copy(update={"temperature": temperature, "seed": 3, "max_tokens": COUNT})
+    decoding = {"strategy": "nudging", "aligned": "guide", "gamma": 0.4}
+    short, long = (chat(llm, each, sampling).choices[0] for each in (decoding, {**decoding, "trace": "tokens"}))
+    assert short.token_ids == long.token_ids
+    assert short.steering is not None
+    assert long.steering is not None
+    assert long.trace is not None
+    assert {each.source for each in long.trace} == {"base", "nudge"}
+    assert asdict(short.steering) == pytest.approx(asdict(long.steering), abs=1e-4)
+    assert short.steering.logprob_base == pytest.approx(sum(each.logprob_base or 0.0 for each in long.trace), abs=1e-4)
+    spoken = sum(each.kl or 0.0 for each in long.trace if each.source == "base")
+    assert (spoken > 1e-3) == (temperature > 0), "only a temperature takes the base's own words from the base"

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from tiny import tiny_folder
+from transformers import AutoTokenizer
 
 from trimtab import LLM, EngineSettings, SamplingParams
 from trimtab.engine.errors import InvalidRequest, ModelLoadError
@@ -35,6 +36,13 @@ def test_plain_lets_a_base_without_a_template_take_a_conversation(bare: Path) ->
     with pytest.raises(InvalidRequest, match=r"engine\.chat_template"):
         prompt(bare, None)
     assert prompt(bare, PLAIN) == "Be brief.\n\nQuestion: Why?\n\nAnswer: So.\n\nQuestion: And?\n\nAnswer:"
+
+
+def test_plain_begins_with_the_token_that_pretrained_bases_expect(bare: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.bos_token = "<eos>"
+    tokenizer.save_pretrained(bare)
+    assert prompt(bare, PLAIN).startswith("<eos>Be brief.")
 
 
 def test_a_file_replaces_the_models_own_template(tmp_path: Path) -> None:
