@@ -11,8 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from report import print_json, print_table
 from safetensors.torch import save_file
+from timing import seconds
 from transformers import AutoConfig, LlamaForSequenceClassification
 
 from trimtab import LLM, EngineSettings, SamplingParams
@@ -98,10 +98,10 @@ def _step(llm: LLM, decodings: list[Decoding | None], tokens: int) -> tuple[floa
     """Seconds of one decode step, and of the forwards in it."""
     times = []
     for length in (2, tokens):
-        with _forward_seconds(llm) as spent:
+        with seconds(llm) as spent:
             began = perf_counter()
             _run(llm, decodings, length)
-            times.append((perf_counter() - began, sum(spent)))
+            times.append((perf_counter() - began, spent["forwards"]))
     steps = tokens - 2
     return (times[1][0] - times[0][0]) / steps, (times[1][1] - times[0][1]) / steps
 
@@ -125,30 +125,6 @@ def _run(llm: LLM, decodings: list[Decoding | None], tokens: int) -> None:
             if isinstance(event, Failure):
                 raise event.error
             left -= isinstance(event, Result)
-
-
-@contextmanager
-def _forward_seconds(llm: LLM) -> Iterator[list[float]]:
-    """Time the decode and scoring forwards of every model."""
-    spent: list[float] = []
-
-    def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            began = perf_counter()
-            out = forward(*arguments)
-            spent.append(perf_counter() - began)
-            return out
-
-        return run
-
-    runners = [model.runner for model in llm.models.values()]
-    for runner in runners:
-        runner.decode, runner.score = timed(runner.decode), timed(runner.score)  # type: ignore[method-assign]
-    try:
-        yield spent
-    finally:
-        for runner in runners:
-            del runner.decode, runner.score
 
 
 def _guides(base: Path, folder: Path, dtype: str) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def cost_line(answer: Answer) -> str:
     parts = [str(decoding["spec"]["strategy"])]
     candidates, chosen = decoding["candidates"], decoding["chosen"][0]
     if chosen is not None and candidates[chosen]["reward"] is not None:
-        rewards = [candidate["reward"] for candidate in candidates]
+        rewards = [candidate["reward"] for candidate in candidates if candidate["reward"] is not None]
         parts.append(f"reward {candidates[chosen]['reward']:.3g} (mean {sum(rewards) / len(rewards):.3g})")
     spent = sum(decoding["model_tokens"].values())
     parts.append(f"{answer.usage['completion_tokens']} tokens, {spent} spent")

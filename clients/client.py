@@ -1,8 +1,10 @@
 """A small synchronous client of a trimtab server."""
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -106,6 +108,43 @@ class TrimtabClient:
             if "decoding" in chunk:
                 yield Answer("".join(text), finish_reason, chunk["usage"], chunk["decoding"])
 
+    def pairs(
+        self,
+        model: str,
+        conversations: Iterable[Sequence[Mapping[str, str]]],
+        path: Path | str,
+        *,
+        n: int,
+        reward: str | Mapping[str, Any],
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        parallel: int = 4,
+    ) -> int:
+        """Write a preference pair for each conversation, the best and the worst of n answers; returns how many.
+
+        `path` gets lines of JSON in the conversational form that DPO trainers read. A conversation whose answers all
+        have the same reward is left out. With a seed, the i-th conversation is answered with seed + i. Raises
+        ClientError; the lines before it stay.
+        """
+        decoding = {"strategy": "best_of_n", "n": n, "reward": reward, "export": "best_and_worst"}
+
+        def pair(index: int, messages: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
+            own_seed = None if seed is None else seed + index
+            answer = self.chat(
+                model, messages, decoding=decoding, temperature=temperature, max_tokens=max_tokens, seed=own_seed
+            )
+            return _row(messages, answer, n)
+
+        asked = list(conversations)
+        written = 0
+        with ThreadPoolExecutor(parallel) as pool, Path(path).open("w", encoding="utf-8") as file:
+            for row in pool.map(pair, range(len(asked)), asked):
+                if row is not None:
+                    file.write(json.dumps(row) + "\n")
+                    written += 1
+        return written
+
     def _events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             with self._http.stream("POST", path, json=body) as response:
@@ -130,6 +169,16 @@ class TrimtabClient:
 
     def _unreachable(self, error: Exception) -> ClientError:
         return ClientError(f"no answer from {self.url} ({error}): is `trimtab serve` running there?")
+
+
+def _row(messages: Sequence[Mapping[str, str]], answer: Answer, n: int) -> dict[str, Any] | None:
+    """A line of a file of preferences; None where no answer was better than another."""
+    pair = answer.decoding["report"].get("pair")
+    if pair is None:
+        return None
+    told = {name: [{"role": "assistant", "content": pair[name]}] for name in ("chosen", "rejected")}
+    rewards = {name: pair[name] for name in ("chosen_reward", "rejected_reward")}
+    return {"prompt": list(messages), **told, **rewards, "n": n, "seed": answer.decoding["seed"]}
 
 
 def _lines(response: httpx2.Response) -> Iterator[bytes]:

@@ -1,21 +1,27 @@
 """The `decoding` object of a request: validated, resolved, and turned into a program and parts that steer it."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trimtab.decoders.params import Params
 from trimtab.decoders.registry import Strategy, strategies
+from trimtab.decoders.search.base import Search
+from trimtab.decoders.search.driver import SearchProgram
 from trimtab.decoders.search.sample import Sample
+from trimtab.decoders.select import Rule, parse_rule
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
+from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.program import Program
 
 MAX_PARTS = 8
+RESERVED = ("strategy", "steer", "trace", "select", "budget")
+"""keys of `decoding` that every strategy shares"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,9 @@ class DecodingSpec:
     """method and parameters, in the order of `steer`; the order changes nothing"""
     trace: Literal["tokens"] | None = None
     """tokens: report what shaped each token"""
+    select: Rule | None = None
+    """how the choices are found among a search's answers; None: as the strategy has it"""
+    budget: Budget = field(default_factory=Budget)
 
     @classmethod
     def parse(cls, decoding: Mapping[str, Any] | None) -> "DecodingSpec":
@@ -41,13 +50,16 @@ class DecodingSpec:
         chosen = _known(given.pop("strategy", "sample"), known, "decoding.strategy")
         parts = given.pop("steer", [])
         trace = given.pop("trace", None)
-        params = _validate(chosen, given, "decoding", ("strategy", "steer", "trace"))
+        select = given.pop("select", None)
+        budget = _budget(given.pop("budget", {}))
+        params = _validate(chosen, given, "decoding", RESERVED)
         if trace not in (None, "tokens"):
             raise InvalidRequest(f"trace is {trace!r}: make it 'tokens' or leave it out", param="decoding.trace")
         if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
             raise InvalidRequest('steer is a list of parts, as [{"method": "genarm", ...}]', param="decoding.steer")
         listed = tuple(_part(part, known, f"decoding.steer.{i}") for i, part in enumerate(parts))
-        spec = cls(chosen.name, params, listed, trace)
+        spec = cls(chosen.name, params, listed, trace, None if select is None else parse_rule(select), budget)
+        spec._check_combination()
         if len(spec.parts) > MAX_PARTS:
             raise InvalidRequest(
                 f"the request has {len(spec.parts)} parts that steer and may have {MAX_PARTS}", param="decoding.steer"
@@ -56,8 +68,19 @@ class DecodingSpec:
 
     @property
     def program(self) -> Program:
+        """What the engine runs."""
+        return SearchProgram(self.search, self.select or self.search.rule())
+
+    @property
+    def search(self) -> Search:
         """The search; plain sampling where the strategy is one that steers."""
-        return Sample() if isinstance(self.params, Steer) else cast(Program, self.params)
+        return self.params if isinstance(self.params, Search) else Sample()
+
+    @property
+    def measured(self) -> bool:
+        """Whether something weighs answers by their likelihood or their distance from the base."""
+        rule = self.select or self.search.rule()
+        return self.search.measures or rule.needs_logprob or self.budget.max_kl is not None
 
     @property
     def parts(self) -> tuple[Steer, ...]:
@@ -79,6 +102,10 @@ class DecodingSpec:
         for path, part in self._located:
             draft.where = path
             part.steer(draft)
+        draft.where = "decoding"
+        if self.search.one_voice:
+            draft.one_voice()
+        self.search.call(draft)
 
     def dump(self) -> dict[str, Any]:
         """As it is echoed in the response; `parse` of it gives an equal spec."""
@@ -87,13 +114,52 @@ class DecodingSpec:
             told["steer"] = [{"method": method, **part.model_dump()} for method, part in self.listed]
         if self.trace is not None:
             told["trace"] = self.trace
+        if self.select is not None:
+            told["select"] = self.select.model_dump()
+        if limits := self.budget.model_dump(exclude_none=True):
+            told["budget"] = limits
         return told
+
+    def _check_combination(self) -> None:
+        """Raise InvalidRequest for parts that each are right and cannot stand together."""
+        if self.select is not None and self.search.most() is None and not self.select.may_refuse:
+            raise InvalidRequest(
+                f"{self.strategy!r} makes one answer for each choice, so that only rule 'abstain' has something to "
+                "decide: leave `select` out, or search with best_of_n",
+                param="decoding.select",
+            )
+        if self.select is not None and self.select.needs_reward and not self.search.expressions():
+            raise InvalidRequest(
+                f"this rule goes by rewards: name a `reward` for strategy {self.strategy!r}",
+                param="decoding.select",
+            )
+        if self.budget.reward_at_least is not None and not self.search.expressions():
+            raise InvalidRequest(
+                f"reward_at_least needs a reward and strategy {self.strategy!r} has none: leave it out",
+                param="decoding.budget.reward_at_least",
+            )
 
     @property
     def _located(self) -> list[tuple[str, Steer]]:
         """The parts, each with its path."""
         first = [("decoding", self.params)] if isinstance(self.params, Steer) else []
         return first + [(f"decoding.steer.{i}", part) for i, (_, part) in enumerate(self.listed)]
+
+
+def _budget(given: object) -> Budget:
+    if not isinstance(given, Mapping):
+        raise InvalidRequest('budget is an object, as {"deadline_ms": 4000}', param="decoding.budget")
+    for key in given:
+        if key not in Budget.model_fields:
+            raise InvalidRequest(
+                f"unknown budget {key!r}{_nearest(str(key), Budget.model_fields)}; budgets are: "
+                + ", ".join(Budget.model_fields),
+                param=f"decoding.budget.{key}",
+            )
+    try:
+        return Budget.model_validate(given)
+    except ValidationError as error:
+        raise _invalid(error, "decoding.budget", Budget) from None
 
 
 def _known(name: object, known: Mapping[str, Strategy], path: str) -> Strategy:
@@ -130,9 +196,25 @@ def _validate(chosen: Strategy, given: Mapping[str, Any], path: str, reserved: t
     try:
         return chosen.params.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, (path, *first["loc"])))
-        raise InvalidRequest(f"{where}: {first['msg'].removeprefix('Value error, ')}", param=where) from None
+        raise _invalid(error, path, chosen.params) from None
+
+
+def _invalid(error: ValidationError, path: str, params: type[BaseModel]) -> InvalidRequest:
+    """The first thing that is wrong, with its path."""
+    first = error.errors()[0]
+    where = ".".join(map(str, (path, *first["loc"])))
+    if first["type"] == "extra_forbidden":  # inside a field that is an object
+        key, valid = str(first["loc"][-1]), _keys(params, str(first["loc"][0]))
+        return InvalidRequest(f"{where}: unknown key{_nearest(key, valid)}; it takes: {', '.join(valid)}", param=where)
+    return InvalidRequest(f"{where}: {first['msg'].removeprefix('Value error, ')}", param=where)
+
+
+def _keys(params: type[BaseModel], name: str) -> list[str]:
+    """What a field that is an object may hold."""
+    annotation = params.model_fields[name].annotation
+    kinds = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
+    objects = [each for each in kinds if issubclass(each, BaseModel)]
+    return [field.alias or name for each in objects for name, field in each.model_fields.items()]
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -4,26 +4,26 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from time import perf_counter
+from math import fsum
 
 import torch
 
+from trimtab.engine.budget import Interrupted
 from trimtab.engine.duet import Look, Spoken
 from trimtab.engine.errors import Cancelled, GuideError, TrimtabError
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.job import Job, Request
-from trimtab.engine.lane import Lane
 from trimtab.engine.measure import Measure
 from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
-from trimtab.engine.pages import OutOfPages
 from trimtab.engine.plan import BASE
-from trimtab.engine.program import Answer, Context, Draw, Extend, Propose, Score
+from trimtab.engine.program import Answer, Draw, Extend, Propose
 from trimtab.engine.reader import Reader
-from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, TokenTrace
-from trimtab.engine.rewards import Pair, Reward
+from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, TokenTrace, add
+from trimtab.engine.rewards import Reward
 from trimtab.engine.sampler import Drawn, Sampler
 from trimtab.engine.scheduler import Scheduler
+from trimtab.engine.scoring import Scoring
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.settings import EngineSettings
 
@@ -44,12 +44,13 @@ class Engine:
         self.models = models
         self.runner = models[BASE].runner
         self.guides = guides
-        self.rewards = rewards
         self.stats = stats
         self.scheduler = Scheduler(stats, max_rows=settings.max_rows, prefill_tokens=settings.prefill_tokens)
         self._reader = Reader(guides)
         self._sampler = Sampler(guides)
-        self._score_pairs = settings.score_pairs
+        self.scoring = Scoring(
+            self.scheduler, self._reader, guides, rewards, settings, stats, resume=self._resume, fail=self._fail
+        )
         self._jobs: dict[object, Job] = {}
         self._ended: list[Job] = []
 
@@ -69,11 +70,12 @@ class Engine:
 
     def tick(self) -> None:
         """Admit, prefill one budget of tokens, decode one token per row, score one batch per reward, deliver."""
+        self._enforce_budgets()
         self.scheduler.admit()
         self._prefill()
         self._start_programs()
         self._decode()
-        self._score()
+        self.scoring.tick(list(self.scheduler.running))
         self._draw_weighed()
         self.deliver()
         self._count()
@@ -103,15 +105,33 @@ class Engine:
             for turn in turns:
                 lane, count = turn.lane, len(turn.chunk.tokens)
                 lane.table.stored(lane.tokens, lane.table.length + count)
-                self._charge(turn.job, lane, count)
+                turn.job.charge(lane, count, self.stats)
                 self.stats.prompt_tokens += count
 
     def _start_programs(self) -> None:
         for job in list(self.scheduler.running):
             if job.run is None and job.prompt.stored:
                 job.end_phase("prefill")
-                job.run = job.request.program.run(Context(job.prompt, job.request.choices))
+                job.run = job.request.program.run(job.context(self.models))
                 self._resume(job)
+
+    def _enforce_budgets(self) -> None:
+        """End the programs of requests that have spent what they may."""
+        for job in [*self.scheduler.running, *self.scheduler.waiting]:
+            if job.interrupted is None and (reason := job.overspent) is not None:
+                self._interrupt(job, reason)
+
+    def _interrupt(self, job: Job, reason: str) -> None:
+        """Let a request end with the best that it has, wherever it is."""
+        if job.op is not None:
+            job.end_phase(job.phase)
+        if job.run is not None:
+            job.run.close()
+        job.targets.clear()
+        job.draws.clear()
+        job.op, job.interrupted = None, reason
+        job.run = job.request.program.interrupted(job.context(self.models), reason)
+        self._resume(job)
 
     def _decode(self) -> None:
         turns = self.scheduler.decode()
@@ -126,7 +146,7 @@ class Engine:
         sure: dict[Sequence, float] = {}
         for sequence, job in jobs.items():
             if sequence.duet is None:
-                for lane in sequence.lanes:
+                for lane in sequence.due:
                     if not lane.scores:
                         lane.table.stored(lane.tokens, len(lane.tokens))
                 (proposing if isinstance(job.op, Propose) else speaking).append(sequence)
@@ -143,7 +163,7 @@ class Engine:
         for turn in turns:
             count = len(turn.chunk.tokens)
             if not turn.lane.scores or turn.lane in self._reader.asked:
-                self._charge(turn.job, turn.lane, count + len(self._reader.asked.get(turn.lane, ())))
+                turn.job.charge(turn.lane, count + len(self._reader.asked.get(turn.lane, ())), self.stats)
         for job in dict.fromkeys(jobs.values()):
             if isinstance(job.op, Extend | Propose) and not job.targets and job.request.handle in self._jobs:
                 self._resume(job)
@@ -151,18 +171,36 @@ class Engine:
     def _speak(
         self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs, sure: Mapping[Sequence, float]
     ) -> None:
-        """Draw the base's next token of each sequence, as its plan steers it.
+        """Draw the next token of each sequence, as its plan steers it, from the model that speaks.
 
         `sure` holds the log-probability of the base's most likely token, of duets.
         """
         rows.sort(key=lambda row: -len(row.tokens))  # as the forward read them: then the logits need no copy
-        logits = outputs.logits([row.base for row in rows])
-        for sequence, draw in zip(rows, self._sampler.draw(rows, logits, outputs, self._reader.score), strict=True):
+        groups: dict[object, list[Sequence]] = {}
+        for row in rows:
+            groups.setdefault((row.speaker.model, id(row.speaker.translation)), []).append(row)
+        for key, group in groups.items():
+            logits = outputs.logits([row.speaker for row in group])
+            translation = group[0].speaker.translation
+            logits = logits if translation is None else translation.logits(logits)
+            draws = self._sampler.draw(group, logits, outputs, self._reader.score, group=key)
+            self._take(group, draws, jobs, sure)
+        self._reader.keep([row for row in rows if jobs[row].request.handle in self._jobs])
+
+    def _take(
+        self, rows: list[Sequence], draws: list[Drawn], jobs: Mapping[Sequence, Job], sure: Mapping[Sequence, float]
+    ) -> None:
+        """Add drawn tokens to their sequences, and settle what that means for their ops."""
+        for sequence, draw in zip(rows, draws, strict=True):
             job = jobs[sequence]
             if job.request.handle not in self._jobs:  # another of its rows has just failed
                 continue
+            if draw.measure is not None and sequence.speaker is not sequence.base:  # the base has not read it yet
+                draw = replace(draw, measure=replace(draw.measure, kl=math.nan, changed=True))
             if draw.error is not None or draw.id < 0:
                 self._fail_row(job, draw.error)
+            elif draw.measure is not None and job.step_ends_before(sequence, draw.measure.base_entropy):
+                job.targets.pop(sequence, None)
             elif sequence.duet is None or sequence.duet.take(draw.id):
                 if (
                     sequence in sure and draw.measure is None
@@ -172,7 +210,6 @@ class Engine:
                 job.settle(sequence)
             if sequence.duet is not None:
                 self._settle_duet(job, sequence)
-        self._reader.keep([row for row in rows if jobs[row].request.handle in self._jobs])
 
     def _propose(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
         """Note for each sequence which tokens could follow."""
@@ -186,7 +223,7 @@ class Engine:
             if proposed.error is not None or not proposed.scores:
                 self._fail_row(job, proposed.error)
             else:
-                job.proposals[sequence] = proposed.scores, proposed.reference
+                sequence.proposal = proposed.scores, proposed.reference
                 del job.targets[sequence]
 
     def _draw_weighed(self) -> None:
@@ -278,6 +315,10 @@ class Engine:
             sequence.measures.append(draw.measure)
         if draw.trace is not None:
             sequence.trace.append(draw.trace)
+        max_kl = job.request.budget.max_kl
+        if max_kl is not None and sequence.finish is None and fsum(each.kl for each in sequence.measures) >= max_kl:
+            sequence.finish, sequence.capped = "length", True
+            text += sequence.text.flush()
         self._send(job, sequence, text, (draw.id,), draw.logprob)
 
     def _send(
@@ -286,99 +327,53 @@ class Engine:
         if sequence.choice is not None:
             job.events.append(Delta(sequence.choice, text, ids, None if logprob is None else (logprob,)))
 
-    def _score(self) -> None:
-        """One batch per reward guide over all requests that wait for it, in the order of their arrival."""
-        waiting: dict[str, list[Job]] = {}
-        for job in self.scheduler.running:
-            if isinstance(job.op, Score):
-                waiting.setdefault(job.op.reward, []).append(job)
-        for name, jobs in waiting.items():
-            self._score_shares(name, self._shares(jobs))
-
-    def _score_shares(self, name: str, shares: list[tuple[Job, list[Pair]]]) -> None:
-        """Score one batch; if that fails, one request at a time finds whose answer it is, and the others go on."""
-        began = perf_counter()
-        try:
-            rewards = self.rewards[name].score([pair for _, pairs in shares for pair in pairs])
-        except OutOfPages as full:  # rewards that read over pages share them with lanes
-            if self.scheduler.preempt(full.pool):
-                self._score_shares(name, shares)
-            else:
-                self._fail(
-                    shares[0][0], GuideError(name, "its page pool is too small for one answer: raise pool_tokens")
-                )
-            return
-        except Exception as error:
-            if len(shares) > 1:
-                for share in shares:
-                    self._score_shares(name, [share])
-                return
-            _add(self.stats.guide_errors, name, 1)
-            if not isinstance(error, GuideError):
-                logger.exception("guide %r failed", name)
-                error = GuideError(name, type(error).__name__)
-            self._fail(shares[0][0], error)
-            return
-        _add(self.stats.score_seconds, name, perf_counter() - began)
-        _add(self.stats.score_batches, name, 1)
-        _add(self.stats.score_items, name, len(rewards))
-        for job, pairs in shares:
-            assert isinstance(job.op, Score)
-            job.rewards += rewards[: len(pairs)]
-            rewards = rewards[len(pairs) :]
-            _add(job.usage.forwards, name, 1)
-            if len(job.rewards) == len(job.op.sequences):
-                self._resume(job)
-
-    def _shares(self, jobs: list[Job]) -> list[tuple[Job, list[Pair]]]:
-        """Unscored answers of `jobs`, up to the batch limit."""
-        shares: list[tuple[Job, list[Pair]]] = []
-        room = self._score_pairs
-        for job in jobs:
-            assert isinstance(job.op, Score)
-            left = job.op.sequences[len(job.rewards) :][:room]
-            if left:
-                shares.append((job, [Pair(job.request.messages, sequence.text.text) for sequence in left]))
-                room -= len(left)
-        return shares
-
     def _resume(self, job: Job) -> None:
         """Answer the program's op, and its next ones as long as they are done at once."""
-        assert job.run is not None
         try:
-            while True:
-                if job.op is not None:
-                    job.end_phase("score" if isinstance(job.op, Score) else "decode")
-                if not job.begin(job.run.send(job.reply)):
-                    return
-        except StopIteration as stop:
-            self._finish(job, stop.value)
+            answer = self._advance(job)
+            if answer is not None:
+                self._finish(job, answer)
+        except Interrupted as enough:
+            self._interrupt(job, enough.reason)
         except Exception as error:  # a mistake in one program ends its own request, not its neighbours'
             if not isinstance(error, TrimtabError):
                 logger.exception("the program of a request failed")
             self._fail(job, error)
 
+    def _advance(self, job: Job) -> Answer | None:
+        """Run the program up to an op that takes time, or to its answer."""
+        assert job.run is not None
+        while True:
+            if job.op is not None:
+                job.end_phase(job.phase)
+            try:
+                op = job.run.send(job.reply)
+            except StopIteration as stop:
+                answer: Answer = stop.value
+                return answer
+            if job.request.progress and job.op is not None:
+                job.events.append(job.progress)
+            if not job.begin(op):
+                return None
+
     def _finish(self, job: Job, answer: Answer) -> None:
+        streamed = [sequence.text.text for sequence in answer.choices]
         result = job.result(answer)
         for index, (sequence, choice) in enumerate(zip(answer.choices, result.choices, strict=True)):
             if sequence.choice is None:
-                job.events.append(Delta(index, choice.text, choice.token_ids, choice.logprobs))
+                job.commit(index, sequence, sequence.generated, last=True)
+            elif sequence.finish is None and (held := choice.text[len(streamed[index]) :]):
+                job.events.append(Delta(index, held, (), None))
         job.events.append(result)
         self._end(job)
 
     def _fail_row(self, job: Job, error: Exception | None) -> None:
         """End a request whose numbers are not finite, and clear the pages that may hold them."""
         if isinstance(error, GuideError):
-            _add(self.stats.guide_errors, error.guide, 1)
+            add(self.stats.guide_errors, error.guide, 1)
         for model in {lane.model for lane in job.prompt.lanes}:
             model.runner.scrub(job.own_pages(model.runner.pool))
         self._fail(job, error or TrimtabError("the model gave no finite logit"))
-
-    def _charge(self, job: Job, lane: Lane, tokens: int) -> None:
-        """Note one forward over `tokens` of this job's tokens."""
-        _add(job.usage.forwards, lane.name, 1)
-        _add(job.usage.model_tokens, lane.name, tokens)
-        _add(self.stats.model_tokens, lane.model.name, tokens)
 
     def _fail(self, job: Job, error: Exception) -> None:
         job.events.append(Failure(error))
@@ -410,7 +405,3 @@ def _spoken(spoken: Spoken, sequence: Sequence) -> Drawn:
         Measure(0.0, logprob, -logprob, changed=True),
         TokenTrace(spoken.id, spoken.source, logprob, None, None, None, -logprob) if traced else None,
     )
-
-
-def _add(counter: dict[str, int] | dict[str, float], name: str, amount: float) -> None:
-    counter[name] = counter.get(name, 0) + amount  # type: ignore[assignment]

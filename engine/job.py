@@ -2,25 +2,43 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from time import monotonic
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from trimtab.engine.alignment import Translation
+from trimtab.engine.budget import Budget
 from trimtab.engine.duet import Duet
-from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.lane import Lane
 from trimtab.engine.model import Model
+from trimtab.engine.outgoing import Outgoing
 from trimtab.engine.pages import PagePool
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
-from trimtab.engine.program import Answer, Draw, Extend, Op, Program, Propose, Score
-from trimtab.engine.results import Candidate, Choice, Deliver, Event, Result, Usage
+from trimtab.engine.program import Answer, Context, Draw, Extend, LogProbs, Op, Program, Propose, Score
+from trimtab.engine.results import Candidate, Choice, Deliver, EngineStats, Event, Progress, Result, Usage, add
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Message, TextStream
+
+
+class Opening(NamedTuple):
+    """What a sequence begins with."""
+
+    prompt: "array[int]"
+    plan: SteerPlan
+    text: TextStream
+    limit: int
+    """tokens, prompt included, at which the answer ends"""
+    lane: LanePlan | None = None
+    """the one model that reads and writes, in its own vocabulary; None: the base and the plan's lanes"""
+
+
+Opener = Callable[[Many[Message], str], Opening]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +55,24 @@ class Request:
     text: TextStream
     choices: int
     rows: int
+    """sequences that it may decode at the same time"""
     max_tokens: int
+    budget: Budget = field(default_factory=Budget)
+    progress: bool = False
+    """tell the caller how far the program is"""
+    opener: Opener | None = None
+    """openings of other conversations, for programs that ask for them; raises InvalidRequest"""
     translations: Mapping[str, Translation | None] = field(default_factory=dict)
     """of the base's ids, per lane name; filled for guides that number their tokens differently"""
     salt: bytes = b""
     """requests share cached prefixes only with requests of the same salt"""
+
+
+class Mark(NamedTuple):
+    """Where a sequence was when its step began."""
+
+    tokens: int
+    characters: int
 
 
 class Weighed(NamedTuple):
@@ -66,10 +97,16 @@ class Job:
     op: Op | None = None
     targets: dict[Sequence, int] = field(default_factory=dict)
     """sequences that still need a forward for the current op; under Extend, the length at which each stops growing"""
+    marks: dict[Sequence, Mark] = field(default_factory=dict)
+    """where the sequences under an Extend with steps began"""
     rewards: list[float] = field(default_factory=list)
     """rewards of the current Score so far"""
-    proposals: dict[Sequence, tuple[dict[int, float], Tensor]] = field(default_factory=dict)
-    """answers to the last Propose, each with the base's logits (V,), until their tokens are drawn"""
+    logprobs: list[list[float]] = field(default_factory=list)
+    """answer to the current LogProbs"""
+    outgoing: dict[int, Outgoing] = field(default_factory=dict)
+    """per choice, what the program declared final"""
+    interrupted: str | None = None
+    """what ended the program before its time"""
     draws: dict[Sequence, Weighed] = field(default_factory=dict)
     """what the current Draw draws from"""
     phase_began: float = field(default_factory=monotonic)
@@ -79,30 +116,76 @@ class Job:
 
     @classmethod
     def of(cls, request: Request, models: Mapping[str, Model]) -> "Job":
-        plan = request.plan
-        own = LanePlan(BASE, BASE, request.prompt, plan.variant)
-        lanes = [
-            Lane.of(each, models[each.model], request.translations.get(each.name), request.salt)
-            for each in (own, *plan.lanes)
-        ]
-        prompt = Sequence(
-            lanes=lanes,
-            prompt_length=len(request.prompt),
-            limit=len(request.prompt) + request.max_tokens,
-            plan=plan,
-            text=request.text,
-            streams=count(),
-            stream=-1,
-            duet=None if plan.gate is None else _duet(plan, lanes),
-        )
-        job = cls(request, prompt)
+        opening = Opening(request.prompt, request.plan, request.text, len(request.prompt) + request.max_tokens)
+        job = cls(request, _opened(opening, request, models))
         job.usage.prompt_tokens = len(request.prompt)
         return job
+
+    def context(self, models: Mapping[str, Model]) -> Context:
+        """What the program is given."""
+
+        def start(messages: Many[Message], model: str) -> Sequence:
+            assert self.request.opener is not None, "the request was not made for searches over conversations"
+            return _opened(self.request.opener(messages, model), self.request, models, self.prompt)
+
+        return Context(
+            prompt=self.prompt,
+            choices=self.request.choices,
+            messages=self.request.messages,
+            budget=self.request.budget,
+            random=np.random.default_rng(self.request.plan.seed % 2**64),
+            committing=self.commit,
+            starting=start,
+            sent={choice: out.tokens for choice, out in self.outgoing.items()},
+        )
 
     @property
     def active(self) -> list[Sequence]:
         """Sequences that need a forward: the prompt until it is stored, then those that the program extends."""
-        return [self.prompt] if self.run is None else list(self.targets)
+        return [self.prompt] if self.run is None else list(islice(self.targets, self.request.rows))
+
+    @property
+    def overspent(self) -> str | None:
+        """The part of the budget that has run out."""
+        budget = self.request.budget
+        if budget.deadline_ms is not None and (monotonic() - self.arrived) * 1e3 >= budget.deadline_ms:
+            return "deadline_ms"
+        if budget.max_model_tokens is not None and sum(self.usage.model_tokens.values()) >= budget.max_model_tokens:
+            return "max_model_tokens"
+        return None
+
+    @property
+    def progress(self) -> Progress:
+        """How far the program is, as its next op begins."""
+        answers = [each for each in self.prompt.family if each.candidate and each is not self.prompt]
+        finished = [each for each in answers if each.finish is not None]
+        return Progress(
+            phase=self.phase,
+            candidates=len(answers),
+            finished=len(finished),
+            best_reward=max((r for each in finished if (r := each.reward) is not None and r == r), default=None),
+            model_tokens=sum(self.usage.model_tokens.values()),
+            milliseconds=(monotonic() - self.arrived) * 1e3,
+        )
+
+    @property
+    def phase(self) -> str:
+        """What the time of the current op is charged to."""
+        return "score" if isinstance(self.op, Score | LogProbs) else "decode"
+
+    def charge(self, lane: Lane, tokens: int, stats: EngineStats) -> None:
+        """Note one forward over `tokens` of this request's tokens."""
+        add(self.usage.forwards, lane.name, 1)
+        add(self.usage.model_tokens, lane.name, tokens)
+        add(stats.model_tokens, lane.model.name, tokens)
+
+    def commit(self, choice: int, sequence: Sequence, tokens: int, *, last: bool = False) -> None:
+        """Send what is final of a choice and was not sent before."""
+        if choice not in self.outgoing:
+            self.outgoing[choice] = Outgoing(choice, self.request.text.fork())
+        delta = self.outgoing[choice].send(sequence, tokens, last=last)
+        if delta is not None:
+            self.events.append(delta)
 
     def own_pages(self, pool: PagePool) -> list[int]:
         """Pages of `pool` that no other request refers to."""
@@ -123,41 +206,42 @@ class Job:
         match self.op:
             case Score():
                 return self.rewards
+            case LogProbs():
+                return self.logprobs
             case Propose(sequences, _):
-                return [self.proposals[each][0] if each in self.proposals else {} for each in sequences]
+                return [{} if each.proposal is None else each.proposal[0] for each in sequences]
         return None
 
     def begin(self, op: Op) -> bool:
         """Start an op; whether it is already done."""
         self.op = op
         match op:
-            case Extend(sequences, max_tokens):
-                for sequence in sequences:
-                    sequence.rewind()
+            case Extend(sequences, max_tokens, until):
+                self.marks.clear()
+                for sequence in (each for each in sequences if each.finish is None):
+                    if until is not None:
+                        self.marks[sequence] = Mark(len(sequence.tokens), len(sequence.text.text))
                     target = sequence.limit if max_tokens is None else len(sequence.tokens) + max_tokens
-                    self.targets[sequence] = min(target, sequence.limit)
-                    self.settle(sequence)
+                    self._aim(sequence, min(target, sequence.limit))
                 return not self.targets
             case Score(sequences, _):
                 self.rewards = []
                 return not sequences
+            case LogProbs(sequences, _):
+                self.logprobs = []
+                return not sequences
             case Propose(sequences, _):
-                self.proposals.clear()
                 for sequence in sequences:
-                    if sequence.duet is not None:
-                        raise InvalidRequest(
-                            "a search over next tokens needs one voice: take nudging and wsd out of `steer`",
-                            param="decoding.steer",
-                        )
-                    sequence.rewind()
-                    self.targets[sequence] = sequence.limit
-                    self.settle(sequence)
+                    sequence.proposal = None
+                    if sequence.finish is None:
+                        self._aim(sequence, sequence.limit)
                 return not self.targets
             case Draw(sequences, scores, values):
                 self.draws.clear()
                 for index, sequence in enumerate(sequences):
                     if sequence.finish is None:
-                        proposed, reference = self.proposals.pop(sequence)
+                        assert sequence.proposal is not None, "a Draw needs the answer to a Propose"
+                        proposed, reference = sequence.proposal
                         if not scores[index].keys() <= proposed.keys():
                             raise ValueError("a Draw may hold only tokens that the last Propose gave")
                         known = {name: dict(each[index]) for name, each in values.items()}
@@ -168,8 +252,34 @@ class Job:
         """Take the sequence out of the current Extend if it is finished or has grown enough."""
         if sequence.finish is None and len(sequence.tokens) >= sequence.limit:
             sequence.finish = "length"
-        if sequence.finish is not None or len(sequence.tokens) >= self.targets.get(sequence, 0):
+        grown = len(sequence.tokens) >= self.targets.get(sequence, 0)
+        if sequence.finish is not None or grown or self._step_ends(sequence):
             self.targets.pop(sequence, None)
+        if sequence.finish is not None and isinstance(self.op, Extend) and self.op.first:
+            self.targets.clear()
+
+    def step_ends_before(self, sequence: Sequence, entropy: float) -> bool:
+        """Whether the sequence's step ends before a token that was drawn at this entropy of the base, nats."""
+        until = self.op.until if isinstance(self.op, Extend) else None
+        if until is None or until.entropy is None or entropy < until.entropy:
+            return False
+        return len(sequence.tokens) - self.marks[sequence].tokens >= max(1, until.min_tokens)
+
+    def _step_ends(self, sequence: Sequence) -> bool:
+        until = self.op.until if isinstance(self.op, Extend) else None
+        if until is None or not (until.strings or until.endings):
+            return False
+        mark = self.marks[sequence]
+        if len(sequence.tokens) - mark.tokens < max(1, until.min_tokens):
+            return False
+        step = sequence.text.text[mark.characters :]
+        return step.endswith(until.endings) or any(string in step for string in until.strings)
+
+    def _aim(self, sequence: Sequence, length: int) -> None:
+        """Let a sequence run until it has `length` tokens."""
+        sequence.rewind()
+        self.targets[sequence] = length
+        self.settle(sequence)
 
     def free(self) -> None:
         """Close the program and give back every page."""
@@ -181,6 +291,9 @@ class Job:
 
     def result(self, answer: Answer) -> Result:
         """The program's answer as the caller gets it."""
+        for sequence in (*answer.choices, *answer.candidates):
+            if sequence.finish is None:
+                sequence.text.flush()  # what may have become a stop string
         place = {sequence: index for index, sequence in enumerate(answer.choices)}
         choices = tuple(
             Choice(
@@ -199,14 +312,45 @@ class Job:
                 text=sequence.text.text,
                 tokens=sequence.generated,
                 finish_reason=sequence.finish or "length",
-                reward=reward,
+                reward=sequence.reward,
                 choice=place.get(sequence),
+                rewards=sequence.rewards,
+                terms=sequence.terms,
+                value=sequence.value,
             )
-            for sequence, reward in answer.candidates
+            for sequence in answer.candidates
         )
         self.usage.completion_tokens = sum(len(choice.token_ids) for choice in choices)
         self.usage.milliseconds["total"] = (monotonic() - self.arrived) * 1e3
-        return Result(choices, candidates, self.usage, self.request.plan.seed, "finished")
+        stopped_by = "max_kl" if any(each.capped for each in answer.choices) else answer.stopped_by
+        return Result(choices, candidates, self.usage, self.request.plan.seed, stopped_by, answer.report)
+
+
+def _opened(
+    opening: Opening, request: Request, models: Mapping[str, Model], relative: Sequence | None = None
+) -> Sequence:
+    """An empty answer; `relative` is another sequence of the same request."""
+    plan, alone = opening.plan, opening.lane
+    if alone is None:
+        own = LanePlan(BASE, BASE, opening.prompt, plan.variant)
+        lanes = [
+            Lane.of(each, models[each.model], request.translations.get(each.name), request.salt)
+            for each in (own, *plan.lanes)
+        ]
+    else:
+        lanes = [Lane.of(alone, models[alone.model], None, request.salt)]
+    return Sequence(
+        lanes=lanes,
+        prompt_length=len(opening.prompt),
+        limit=opening.limit,
+        plan=plan,
+        text=opening.text,
+        streams=count() if relative is None else relative.streams,
+        stream=-1 if relative is None else next(relative.streams),
+        duet=None if plan.gate is None else _duet(plan, lanes),
+        voice=None if alone is None else 0,
+        family=[] if relative is None else relative.family,
+    )
 
 
 def _duet(plan: SteerPlan, lanes: list[Lane]) -> Duet:

@@ -25,6 +25,8 @@ class Lane:
     variant: Variant = PLAIN
     scores: bool = False
     """it reads candidates for the next token, so its last token is stored as well before they come"""
+    called: bool = False
+    """it keeps no step with the base: it catches up when the program calls for it"""
     translation: Translation | None = None
     """of the base's ids; None: they are the same, or text carries over"""
 
@@ -38,6 +40,7 @@ class Lane:
             table=PageTable(model.runner.pool, b"|".join((model.salt, plan.variant.salt, salt))),
             variant=plan.variant,
             scores=plan.scores,
+            called=plan.called,
             translation=translation,
         )
 
@@ -84,5 +87,6 @@ class Lane:
             self.table.fork(),
             self.variant,
             self.scores,
+            self.called,
             self.translation,
         )

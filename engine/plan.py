@@ -52,6 +52,8 @@ class LanePlan:
     variant: Variant = PLAIN
     scores: bool = False
     """it scores candidates for the next token instead of giving logits"""
+    called: bool = False
+    """it reads, or writes, only when the program calls for it by name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class SteerPlan:
     """the lane whose distribution counts as the base's in reports; None: the base lane itself"""
     trace: bool = False
     """keep a record of every token"""
+    measured: bool = False
+    """keep the measures of every token, for a program that weighs by them, even if nothing steers"""
     banned_early: tuple[int, ...] = field(init=False)
     """tokens that may not be drawn while the answer is shorter than `min_tokens`"""
 
@@ -166,9 +170,22 @@ class SteerPlan:
         The base's turn in a greedy duet does not: its token is the most likely one, and nothing is to be measured.
         """
         quiet = self.gate is not None and self.hidden is None and self.sampling.temperature == 0
-        return self.trace or (self.steered and (not quiet or self.edits_logits))
+        return self.trace or self.measured or (self.steered and (not quiet or self.edits_logits))
 
     @property
     def steered(self) -> bool:
         """Whether anything but the base model and the sampling parameters shapes the next token."""
-        return bool(self.lanes or self.candidates or self.values or self.hidden or self.limit or self.variant != PLAIN)
+        lanes = any(not lane.called for lane in self.lanes)
+        return bool(lanes or self.candidates or self.values or self.hidden or self.limit or self.variant != PLAIN)
+
+    @property
+    def alone(self) -> "SteerPlan":
+        """The same sampling from one model as it is; control vectors stay, because cached keys and values hold them."""
+        return SteerPlan(
+            self.sampling,
+            self.seed,
+            self.eos_ids,
+            self.variant,
+            trace=self.trace,
+            measured=self.measured,
+        )

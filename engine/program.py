@@ -4,30 +4,73 @@ A program reads like its paper's algorithm. It touches neither tensors nor threa
 never once per token. The engine answers the pending ops of all live programs with shared batches.
 """
 
-import math
-from collections.abc import Collection, Generator, Mapping
+from array import array
+from collections.abc import Callable, Collection, Generator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any, Protocol
 
-from trimtab.engine.errors import GuideError
+import numpy as np
+
+from trimtab.engine.budget import Budget
+from trimtab.engine.plan import BASE
 from trimtab.engine.sequence import Sequence
+from trimtab.engine.vocabulary import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Where a step of an answer ends, beside the end of the answer itself."""
+
+    strings: tuple[str, ...] = ()
+    """after the token with which the step's text holds one of these"""
+    endings: tuple[str, ...] = ()
+    """after a token with which the step's text ends in one of these"""
+    entropy: float | None = None
+    """before a token at which the base's distribution has this entropy or more, nats"""
+    min_tokens: int = 1
+    """of the step: before, none of these counts"""
 
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Decode each sequence until it finishes, or until it has grown by `max_tokens`. Answers None."""
+    """Decode each sequence until it finishes, has grown by `max_tokens` or has completed a step. Answers None.
+
+    Sequences that have finished are left alone. Those beyond the rows of the request wait for their turn.
+    """
 
     sequences: Many[Sequence]
     max_tokens: int | None = None
+    until: Until | None = None
+    first: bool = False
+    """answer as soon as one of them has finished; the others have grown by then as far as they have"""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Reward of each sequence's answer as it stands. Answers a list of floats in the order of `sequences`."""
+    """Reward of each sequence's answer as it stands. Answers a list of floats in the order of `sequences`.
+
+    `reward` names a reward, or a value head of one value, which reads the base's last hidden state. NaN: the guide
+    failed on this answer, and the server is set to let it lose.
+    """
 
     sequences: Many[Sequence]
     reward: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """Log-probabilities of answer tokens under one model, read in one pass, whoever wrote them.
+
+    Answers a list of floats per sequence: of its answer's tokens from number `start` on (0 is the first). `model` is
+    `base`, unsteered at temperature 1, or a language-model guide that the strategy called for at admission.
+    """
+
+    sequences: Many[Sequence]
+    model: str
+    start: int | Many[int] = 0
+    """one for all, or one for each"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +79,7 @@ class Propose:
 
     Answers, in the order of `sequences`, the best `k` tokens with their scores, best first: what the next token would
     be drawn from, steered and edited, before temperature. Banned tokens are left out, and a sequence that has ended
-    gets an empty answer. Forks that are made now share the last token's keys and values.
+    gets an empty answer. Forks that are made now share the last token's keys and values, and the proposal.
     """
 
     sequences: Many[Sequence]
@@ -47,7 +90,8 @@ class Propose:
 class Draw:
     """Draw one token for each sequence from the softmax of `scores`, as its request samples. Answers None.
 
-    The tokens are those of the last Propose, all or some of them. The token is added as if the engine had decoded it.
+    The tokens are those of the last Propose, all or some of them; with one token the choice is made. The token is
+    added as if the engine had decoded it.
     """
 
     sequences: Many[Sequence]
@@ -57,28 +101,66 @@ class Draw:
     """for traces: what each guide gave the tokens, in the order of `sequences`"""
 
 
-Op = Extend | Score | Propose | Draw
+Op = Extend | Score | LogProbs | Propose | Draw
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program returns: the choices, in order, and every candidate it considered with its reward."""
+    """What a program returns."""
 
     choices: Many[Sequence]
-    candidates: Many[tuple[Sequence, float | None]]
+    candidates: Many[Sequence]
+    """everything that was considered; rewards stand on the sequences"""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """numbers of the search for the response"""
+    stopped_by: str = "finished"
 
 
-@dataclass(frozen=True, slots=True)
+Commit = Callable[[int, Sequence, int], None]
+Start = Callable[[Many[Message], str], Sequence]
+
+
+@dataclass(slots=True)
 class Context:
     """What a program starts from: the prompt, stored, and the number of choices that the request wants."""
 
     prompt: Sequence
     choices: int
+    messages: tuple[Message, ...]
+    """the conversation as rewards see it"""
+    budget: Budget
+    random: np.random.Generator
+    """for the choices of the search itself; begins with the request's seed"""
+    committing: Commit
+    starting: Start
+    sent: Mapping[int, "array[int]"]
+    """per choice: ids that were declared final"""
 
     def stream(self, sequences: Many[Sequence]) -> None:
         """Send the text of `sequences` as it grows, as choices 0, 1, ...: each token drawn is final."""
         for index, sequence in enumerate(sequences):
             sequence.choice = index
+
+    def commit(self, sequence: Sequence, choice: int = 0) -> None:
+        """Send the answer so far as final text of a choice; the choice has to begin with it."""
+        self.committing(choice, sequence, sequence.generated)
+
+    def commit_shared(self, sequences: Many[Sequence], choice: int = 0) -> None:
+        """Send what the answers of all `sequences`, one of which will be the choice, begin with."""
+        alike = (len(set(tokens)) == 1 for tokens in zip(*(each.answer for each in sequences), strict=False))
+        self.committing(choice, sequences[0], sum(takewhile(bool, alike)))
+
+    def fits(self, sequence: Sequence, choice: int) -> bool:
+        """Whether the answer begins with what was sent of a choice."""
+        sent = self.sent.get(choice, array("q"))
+        return sequence.answer[: len(sent)] == sent
+
+    def retell(self, choice: int) -> Sequence:
+        """What was sent of a choice, as an answer of its own."""
+        (answer,) = self.prompt.fork(1, self.prompt.plan.alone)
+        for token in self.sent.get(choice, ()):
+            answer.push(token)
+        return answer
 
     def branch(self, sequence: Sequence, tokens: Collection[int]) -> list[Sequence]:
         """One look ahead for each of `tokens`: a fork of `sequence` with the token added, ended if the token ends it.
@@ -86,25 +168,60 @@ class Context:
         It decodes greedily, else as the request steers and edits, and keeps no reports: it is no answer, so free it.
         """
         sampling = self.prompt.plan.sampling.model_copy(update={"temperature": 0.0, "logprobs": None})
-        forks = sequence.fork(len(tokens), replace(self.prompt.plan, sampling=sampling, trace=False))
+        forks = sequence.fork(len(tokens), replace(sequence.plan, sampling=sampling, trace=False))
         for fork, token in zip(forks, tokens, strict=True):
+            fork.candidate = False
             fork.push(token)
         return forks
 
-    def choose(self, sequences: Many[Sequence], rewards: Many[float], reward: str) -> Answer:
-        """Answer with the sequences of the highest rewards, best first; ties fall to the earlier one, NaN loses."""
-        if all(map(math.isnan, rewards)):
-            raise GuideError(reward, "gave NaN for every candidate")
-        order = sorted(range(len(sequences)), key=lambda i: (math.isnan(rewards[i]), -rewards[i], i))
-        best = [sequences[i] for i in order[: self.choices]]
-        return Answer(best, list(zip(sequences, rewards, strict=True)))
+    def voiced(self, sequence: Sequence, n: int, model: str) -> list[Sequence]:
+        """`n` forks that one model alone goes on writing: `base` unsteered, or a guide that the strategy called for.
+
+        The other models read nothing meanwhile and catch up when they are asked again.
+        """
+        voice = sequence.lanes.index(sequence.lane(model))
+        forks = sequence.fork(n, self.prompt.plan.alone)
+        for fork in forks:
+            fork.voice = voice
+        return forks
+
+    def steered(self, sequence: Sequence, n: int) -> list[Sequence]:
+        """`n` forks that the base goes on writing, steered as the request has it."""
+        forks = sequence.fork(n, self.prompt.plan)
+        for fork in forks:
+            fork.voice = None
+        return forks
+
+    def say(self, text: str) -> Sequence:
+        """A finished answer with a text of the program's own, as far as the answer may be long."""
+        (answer,) = self.prompt.fork(1, self.prompt.plan.alone)
+        for token in answer.base.model.vocabulary.continuation(text):
+            if answer.finish is None:
+                answer.push(token)
+        answer.finish = answer.finish or "stop"
+        return answer
+
+    def start(self, messages: Many[Message], model: str = BASE) -> Sequence:
+        """An empty answer to another conversation, steered like the request; with a guide's name, by that model alone.
+
+        Raises InvalidRequest if the conversation does not fit the model. It may become a choice like any fork of the
+        prompt, unless another vocabulary wrote it; helper text is to be marked (`candidate = False`) and freed.
+        """
+        return self.starting(messages, model)
 
 
 class Program(Protocol):
     """One search method with its parameters."""
 
     def rows(self, choices: int) -> int:
-        """Sequences that decode at the same time at most."""
+        """Sequences that it would have decode at the same time at most."""
         ...
 
     def run(self, context: Context) -> Generator[Op, Any, Answer]: ...
+
+    def interrupted(self, context: Context, reason: str) -> Generator[Op, Any, Answer]:
+        """End with the best of what there is: `run` has been closed, its sequences are in the prompt's family.
+
+        Nothing may be decoded any more; one batch may be scored.
+        """
+        ...

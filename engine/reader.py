@@ -1,12 +1,15 @@
 """Runs the models over what the lanes of a tick have pending, one forward per model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from functools import partial
+from math import isfinite, isnan
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from trimtab.engine.errors import GuideError
 from trimtab.engine.guides.base import Guide, HeadGuide, ScorerGuide
 from trimtab.engine.lane import Lane
 from trimtab.engine.lm_head import Edit
@@ -17,6 +20,21 @@ from trimtab.engine.plan import HiddenEdit
 from trimtab.engine.runner import Chunk, ModelRunner
 from trimtab.engine.scheduler import Turn
 from trimtab.engine.sequence import Sequence
+
+
+class Passage(NamedTuple):
+    """The end of one reading of a sequence, from token `first` of the lane on."""
+
+    sequence: Sequence
+    lane: Lane
+    first: int
+
+
+Charge = Callable[[Lane, int], None]
+"""notes that a lane has read so many tokens in a forward"""
+
+READ_ROWS = 256
+"""tokens of one forward that gives logits of each"""
 
 
 class Reader:
@@ -67,6 +85,66 @@ class Reader:
                     lane.table.stored(lane.tokens, last + 1)
         for runner, each in moves.items():
             runner.keep(each)
+
+    def logprobs(self, passages: Many[Passage], charge: Charge) -> list[list[float]]:
+        """Log-probabilities of the passages' tokens under the models that read them; raises OutOfPages, GuideError.
+
+        Afterwards a lane holds all but its last token, as after decoding.
+        """
+        self._catch_up(passages, charge)
+        found: dict[Lane, list[float]] = {passage.lane: [] for passage in passages}
+        while todo := [each.lane for each in passages if each.lane.unstored > 0]:
+            model, room = todo[0].model, READ_ROWS
+            chunks: dict[Lane, Chunk] = {}
+            for lane in (lane for lane in todo if lane.model is model and room):
+                end = lane.table.length + min(room, lane.unstored)
+                chunks[lane] = Chunk(lane.table, lane.tokens[lane.table.length : end], lane.variant)
+                room -= len(chunks[lane].tokens)
+            following = [lane.tokens[lane.table.length + 1 :][: len(chunk.tokens)] for lane, chunk in chunks.items()]
+            logits = model.runner.decode(list(chunks.values())).logits.float()  # (N, V)
+            ids = torch.tensor([token for tokens in following for token in tokens], device=logits.device)
+            told = (logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=1)).tolist()
+            for lane, chunk in chunks.items():
+                mine, told = told[: len(chunk.tokens)], told[len(chunk.tokens) :]
+                if any(map(isnan, mine)):
+                    raise GuideError(lane.name, "gave logits that are not numbers: check its weights and dtype")
+                found[lane] += mine
+                lane.table.stored(lane.tokens, lane.table.length + len(mine))
+                charge(lane, len(mine))
+        return [found[passage.lane] for passage in passages]
+
+    def values(self, guide: HeadGuide, passages: Many[Passage], charge: Charge) -> list[float]:
+        """What a value head says of answers whose passages begin behind the end; raises OutOfPages, GuideError."""
+        self._catch_up(passages, charge)
+        lanes = [passage.lane for passage in passages]
+        hidden = lanes[0].model.runner.hidden([Chunk(each.table, each.tokens[-1:], each.variant) for each in lanes])
+        values: list[float] = guide.head(hidden).tolist()
+        for lane in lanes:
+            lane.table.stored(lane.tokens, len(lane.tokens))
+            charge(lane, 1)
+        if not all(map(isfinite, values)):
+            raise GuideError(guide.name, "gave a value that is not finite: check its weights and dtype")
+        return values
+
+    def _catch_up(self, passages: Many[Passage], charge: Charge) -> None:
+        """Store every passage's tokens before the one in front of it, with room for all of them; raises OutOfPages."""
+        for _, lane, first in passages:
+            if not lane.table.pages:
+                lane.table.match(lane.tokens[: first - 1])
+            lane.table.trim(first - 1)
+            lane.table.reserve(len(lane.tokens))
+        while todo := [(lane, first - 1) for _, lane, first in passages if lane.table.length < first - 1]:
+            model = todo[0][0].model
+            lanes = [(lane, end) for lane, end in todo if lane.model is model]
+            step = max(1, READ_ROWS // len(lanes))
+            chunks = [
+                Chunk(lane.table, lane.tokens[lane.table.length : min(end, lane.table.length + step)], lane.variant)
+                for lane, end in lanes
+            ]
+            model.runner.prefill(chunks)
+            for (lane, _), chunk in zip(lanes, chunks, strict=True):
+                lane.table.stored(lane.tokens, lane.table.length + len(chunk.tokens))
+                charge(lane, len(chunk.tokens))
 
     def _edits(self, turns: list[Turn], model: Model) -> tuple[list[Edit], list[Lane]]:
         """Edits of the last hidden states of the base's own lanes, and those lanes in the edits' order."""

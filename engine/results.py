@@ -1,8 +1,8 @@
 """What the engine tells its caller: deltas while a request runs, one result or one error at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
@@ -90,6 +90,12 @@ class Candidate:
     finish_reason: FinishReason
     reward: float | None
     choice: int | None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """by guide, as the guides gave them"""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """by guide, after the transforms of the reward expression and before its weights"""
+    value: float | None = None
+    """what the search thought of it before it was finished"""
 
 
 @dataclass(slots=True)
@@ -119,7 +125,25 @@ class Result:
     usage: Usage
     seed: int
     stopped_by: str
-    """`finished` when the program ran to its end"""
+    """`finished` when the program ran to its end, `abstained`, or the part of the budget that ended it"""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """numbers of the search, under the names of its strategy"""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a request stands after an op of its program."""
+
+    phase: str
+    """what has just ended: decode, score"""
+    candidates: int
+    """answers in the making, and finished ones, that may be returned"""
+    finished: int
+    best_reward: float | None
+    model_tokens: int
+    """processed by all models so far"""
+    milliseconds: float
+    """since the request arrived"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +153,7 @@ class Failure:
     error: Exception
 
 
-Event = Delta | Result | Failure
+Event = Delta | Progress | Result | Failure
 Deliver = Callable[[list[tuple[object, Event]]], None]
 """Called once per tick from the engine's thread with every (handle, event) of that tick; must not block."""
 
@@ -164,3 +188,8 @@ class EngineStats:
     score_items: dict[str, int] = field(default_factory=dict)
     score_seconds: dict[str, float] = field(default_factory=dict)
     guide_errors: dict[str, int] = field(default_factory=dict)
+
+
+def add(counter: dict[str, int] | dict[str, float], name: str, amount: float) -> None:
+    """Add to one of several counters that are kept by name."""
+    counter[name] = counter.get(name, 0) + amount  # type: ignore[assignment]

@@ -61,13 +61,18 @@ class Sampler:
 
     def __init__(self, guides: Mapping[str, Guide]) -> None:
         self._guides = guides
-        self._batch: _Batch | None = None
+        self._batches: dict[object, _Batch] = {}
 
-    def draw(self, rows: list[Sequence], logits: Tensor, outputs: Outputs, score: Scorer) -> list[Drawn]:
-        """Draw from the base's `logits` (B, V), whose rows belong to `rows`, as their plans steer them."""
-        batch = self._batch
+    def draw(
+        self, rows: list[Sequence], logits: Tensor, outputs: Outputs, score: Scorer, *, group: object = None
+    ) -> list[Drawn]:
+        """Draw from the `logits` (B, V) of the speakers of `rows`, as their plans steer them.
+
+        `group` names the batch among those of one tick: those of other models come from draws of their own.
+        """
+        batch = self._batches.get(group)
         if batch is None or batch.rows != rows:
-            batch = self._batch = _Batch(rows, self._guides, logits.device)
+            batch = self._batches[group] = _Batch(rows, self._guides, logits.device)
         noise, edits = batch.noise(), batch.edits(logits.shape[1])
         if batch.steering is not None:
             scores = batch.steering.apply(logits, edits, outputs, score)
@@ -207,7 +212,7 @@ class _Batch:
         columns = (found.logprob, found.base_logprob, found.kl, found.entropy, found.base_entropy)
         numbers = dict(zip(self._measured, torch.stack(columns, dim=1).tolist(), strict=True))
         changed = dict(zip(self._measured, found.top1_changed.tolist(), strict=True))
-        measures = {row: Measure(each[0], each[1], each[2], changed[row]) for row, each in numbers.items()}
+        measures = {row: Measure(each[0], each[1], each[2], changed[row], each[4]) for row, each in numbers.items()}
         base_logprobs = [measures[i].base_logprob if i in measures else 0.0 for i in range(len(ids))]
         reports = self.reports(ids, base_logprobs, scores.reference) if self.reporting else {}
         traces = {}

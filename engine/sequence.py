@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Self
 
+from torch import Tensor
+
 from trimtab.engine.duet import Duet
 from trimtab.engine.lane import Lane
 from trimtab.engine.measure import Measure, summarise
 from trimtab.engine.pages import PageTable
-from trimtab.engine.plan import PLAIN, SteerPlan
+from trimtab.engine.plan import BASE, PLAIN, SteerPlan
 from trimtab.engine.results import FinishReason, Steering, TokenLogprob, TokenTrace
 from trimtab.engine.vocabulary import TextStream
 
@@ -35,6 +37,22 @@ class Sequence:
     """its own random stream; a fork gets the next unused one"""
     duet: Duet | None = None
     """which of two models speaks, where the plan has a gate"""
+    voice: int | None = None
+    """the number of the lane that writes alone, the others silent; filled by the program. None: as the plan steers"""
+    candidate: bool = True
+    """it may become an answer; the program says so of look-aheads and helper texts that may not"""
+    reward: float | None = None
+    """of the answer as it stands; filled when the program scores it"""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """the same by guide, as the guides gave them"""
+    terms: dict[str, float] = field(default_factory=dict)
+    """the same after the transforms of the reward expression, before its weights"""
+    value: float | None = None
+    """what the program thinks of it while it is not finished; filled by the program"""
+    proposal: tuple[dict[int, float], Tensor] | None = None
+    """answer to the last Propose, with the base's logits (V,); filled by the engine, gone with the next token"""
+    capped: bool = False
+    """the budget's KL has ended it"""
     choice: int | None = None
     """the answer that this sequence is, while its text can be sent as it grows; filled by the program"""
     finish: FinishReason | None = None
@@ -45,7 +63,7 @@ class Sequence:
     """per generated token, where the request steers; filled by the engine"""
     trace: list[TokenTrace] = field(default_factory=list)
     """per generated token, where the request asks for it; filled by the engine"""
-    family: "list[Sequence]" = field(default_factory=list)
+    family: "list[Sequence]" = field(default_factory=list, repr=False)
     """all sequences of the request that may hold pages, in the order of their making; shared by all of them"""
 
     def __post_init__(self) -> None:
@@ -75,11 +93,31 @@ class Sequence:
         return self.tokens[self.prompt_length :]
 
     @property
+    def silent_end(self) -> bool:
+        """Whether the last token ended the answer and is no text."""
+        last = self.tokens[-1]
+        ends = last in self.plan.eos_ids or last in self.plan.sampling.stop_token_ids
+        return self.generated > 0 and self.finish == "stop" and ends
+
+    @property
     def due(self) -> list[Lane]:
-        """The lanes that run next: all of them, or the one that speaks."""
+        """The lanes that run next: those that keep step with the base, or the one that speaks."""
+        if self.voice is not None:
+            return [self.lanes[self.voice]]
         if self.duet is None:
-            return self.lanes
+            return [lane for lane in self.lanes if not lane.called]
         return [self.lanes[0] if self.duet.speaker == "base" else self.guide]
+
+    @property
+    def speaker(self) -> Lane:
+        """The lane whose logits the next token begins with."""
+        return self.lanes[self.voice or 0]
+
+    def lane(self, name: str) -> Lane:
+        """The base's reading, or that of a model that the program may call by name."""
+        if name == BASE:
+            return self.base
+        return next(lane for lane in self.lanes if lane.called and lane.name == name)
 
     @property
     def guide(self) -> Lane:
@@ -90,7 +128,7 @@ class Sequence:
     @property
     def steering(self) -> Steering | None:
         """How far the answer is from the base's; None where nothing steers."""
-        if not self.plan.steered and not self.measures:
+        if not (self.plan.steered or self.plan.trace):
             return None
         return summarise(self.measures, against_base=self.plan.variant == PLAIN or self.plan.reference is not None)
 
@@ -107,6 +145,7 @@ class Sequence:
     def push(self, token: int) -> str:
         """Add a token of the answer, see whether the answer ends with it, and return the text that is certain now."""
         self.append(token)
+        self.reward = self.proposal = None
         text = ""
         stop_ids = self.plan.sampling.stop_token_ids
         if token in self.plan.eos_ids or token in stop_ids:
@@ -121,8 +160,8 @@ class Sequence:
         return text if self.finish is None else text + self.text.flush()
 
     def rewind(self) -> None:
-        """Let every lane read its last token again where it is stored already, for what follows it."""
-        for lane in self.lanes if self.duet is None else ():
+        """Let the lanes that run next read their last token again where it is stored already, for what follows it."""
+        for lane in self.due if self.duet is None else ():
             if not lane.scores:
                 lane.table.trim(len(lane.tokens) - 1)
 
@@ -141,6 +180,11 @@ class Sequence:
                 streams=self.streams,
                 stream=next(self.streams),
                 duet=None if self.duet is None else self.duet.fork(),
+                voice=self.voice,
+                candidate=self.candidate,
+                value=self.value,
+                proposal=self.proposal,
+                capped=self.capped,
                 finish=self.finish,
                 stop_reason=self.stop_reason,
                 logprobs=self.logprobs.copy(),
@@ -160,12 +204,14 @@ class Sequence:
         del self.logprobs[generated:]
         del self.measures[generated:]
         del self.trace[generated:]
-        self.finish = self.stop_reason = None
+        self.finish = self.stop_reason = self.reward = self.value = self.proposal = None
+        self.capped = False
         self.text = self.text.restart(self.answer)
 
     def free(self) -> None:
         """Give the pages back for good; the tokens and the text stay readable."""
         self.release()
+        self.proposal = None
         self.family.remove(self)
 
     def release(self) -> None:

@@ -1,5 +1,7 @@
 """How the engine runs: one frozen tree, the same for scripts and for the server."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.engine.guides.config import GuideConfigs, default_guides
@@ -28,6 +30,12 @@ class EngineSettings(BaseModel):
     max_waiting: int = Field(512, ge=1, description="requests that may wait for rows and pages")
     prefill_tokens: int = Field(512, ge=1, description="prompt tokens computed between two decode steps")
     score_pairs: int = Field(32, ge=1, description="answers scored by one reward between two decode steps")
+    max_candidates: int = Field(
+        256, ge=1, description="answers that one request may work on; more than there are rows take turns"
+    )
+    reward_errors: Literal["fail", "lose"] = Field(
+        "fail", description="when a reward fails on an answer: fail the request, or let the answer lose"
+    )
     prefix_cache: bool = Field(True, description="share the pages of equal prefixes between requests")
     packed: bool = Field(True, description="repack weights for the CPU; the plain copies are dropped")
     trust_remote_code: bool = Field(False, description="run Python code that a hub model brings along")

@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.types import Receive
 
-from trimtab.engine.results import Delta, Event, Failure, Result
+from trimtab.engine.results import Delta, Event, Failure, Progress, Result
 from trimtab.server.metrics import Metrics, RequestTimer
 
 if TYPE_CHECKING:
@@ -29,11 +29,22 @@ class Ticket:
     timer: RequestTimer
 
 
+class News(NamedTuple):
+    """What has happened to an exchange since it was last read."""
+
+    deltas: dict[int, Delta]
+    """by choice index"""
+    progress: dict[int, Progress]
+    """by prompt: the newest"""
+    ended: list[int]
+    """prompts"""
+
+
 class Exchange:
     """The running prompts of one HTTP request and what they produced that was not read yet.
 
-    Unread deltas of a choice are merged, so that a slow reader costs one string per choice and never blocks
-    the engine. All methods belong to the event loop's thread.
+    Unread deltas of a choice are merged, and of unread progress the newest is kept, so that a slow reader costs one
+    string per choice and never blocks the engine. All methods belong to the event loop's thread.
     """
 
     def __init__(self, llm: "LLM", prepared: Sequence["PreparedRequest"], choices: int) -> None:
@@ -42,8 +53,7 @@ class Exchange:
         self.tickets: list[Ticket] = []
         self.results: list[Result | None] = [None] * len(prepared)
         self._llm = llm
-        self._deltas: dict[int, Delta] = {}
-        self._ended: list[int] = []
+        self._news = News({}, {}, [])
         self._failure: Exception | None = None
         self._running = set(range(len(prepared)))
         self._wake = asyncio.Event()
@@ -56,15 +66,17 @@ class Exchange:
         ticket.timer.observe(event, now)
         if isinstance(event, Delta):
             index = part * self.choices + event.choice
-            unread = self._deltas.get(index)
-            self._deltas[index] = event if unread is None else _merge(unread, event)
+            unread = self._news.deltas.get(index)
+            self._news.deltas[index] = event if unread is None else _merge(unread, event)
+        elif isinstance(event, Progress):
+            self._news.progress[part] = event
         else:
             self._running.discard(part)
             if isinstance(event, Failure):
                 self._failure = event.error
             else:
                 self.results[part] = event
-                self._ended.append(part)
+                self._news.ended.append(part)
         self._wake.set()
 
     def abandon(self) -> None:
@@ -76,8 +88,8 @@ class Exchange:
         """Let a waiting read return empty-handed."""
         self._wake.set()
 
-    async def read(self) -> tuple[dict[int, Delta], list[int]]:
-        """Unread deltas by choice index and the prompts that ended; waits for something to happen.
+    async def read(self) -> News:
+        """Wait for something to happen, and return what is unread: nothing after a nudge.
 
         Raises the error of a failed prompt, or ClientGone; what was unread then is lost.
         """
@@ -85,9 +97,8 @@ class Exchange:
         self._wake.clear()
         if self._failure is not None:
             raise self._failure
-        deltas, ended = self._deltas, self._ended
-        self._deltas, self._ended = {}, []
-        return deltas, ended
+        news, self._news = self._news, News({}, {}, [])
+        return news
 
     async def complete(self) -> list[Result]:
         """Wait for every result; deltas are dropped, since the results repeat them."""

@@ -48,6 +48,7 @@ def _generation(service: Service, body: ChatRequest) -> GenerationRequest:
         sampling=body.sampling(max_tokens, body.logprob_count()),
         n=body.choices,
         decoding=body.decoding,
+        progress=body.include_progress,
         cache_salt=body.cache_salt or "",
         chat_template_kwargs=body.chat_template_kwargs or {},
         add_generation_prompt=body.generation_prompt,

@@ -1,11 +1,12 @@
 """The bytes of streamed chunks; everything that does not change is serialised once per stream."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic_core import to_json
 
-from trimtab.engine.results import Choice, Delta
+from trimtab.engine.results import Choice, Delta, Progress
 from trimtab.engine.vocabulary import Vocabulary
 from trimtab.server.logprobs import TextLogprobs, chat_logprobs
 
@@ -16,6 +17,11 @@ KEEP_ALIVE = b": keep-alive\n\n"
 def event(data: Any) -> bytes:
     """One server-sent event with a JSON value."""
     return b"data: " + to_json(data) + b"\n\n"
+
+
+def strict_json(value: object) -> bytes:
+    """JSON in which a number that is not finite is null."""
+    return to_json(value, inf_nan_mode="null")
 
 
 def json_text(text: str) -> bytes:
@@ -62,11 +68,18 @@ class Chunks:
         """The last chunk of one choice; `decoding` rides on the last of all, if no usage chunk follows."""
         ending = {"finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
         piece = self._last(index) + to_json(ending)[1:]
-        return self._chunk(piece, b"" if decoding is None else b',"decoding":' + to_json(decoding))
+        return self._chunk(piece, b"" if decoding is None else b',"decoding":' + strict_json(decoding))
+
+    def progress(self, progress: Progress, prompt: int | None) -> bytes:
+        """The chunk without choices that include_progress asks for; `prompt` is an index where there are several."""
+        told = {**asdict(progress), "milliseconds": round(progress.milliseconds, 3)}
+        if prompt is not None:
+            told["prompt"] = prompt
+        return self._chunk(b"", b',"progress":' + strict_json(told))
 
     def usage(self, usage: object, decoding: object) -> bytes:
         """The chunk without choices that include_usage asks for."""
-        body = b'],"usage":' + to_json(usage) + b',"decoding":' + to_json(decoding)
+        body = b'],"usage":' + to_json(usage) + b',"decoding":' + strict_json(decoding)
         return self._head + body + b"}\n\n"
 
     def _chunk(self, choice: bytes, extra: bytes = b"") -> bytes:

@@ -119,7 +119,7 @@ def strategies(
     elif as_json:
         typer.echo(listing.as_json())
     else:
-        listing.print_table()
+        listing.print_tables()
 
 
 @app.command()

@@ -52,6 +52,7 @@ def _generations(service: Service, body: CompletionRequest) -> list[GenerationRe
             sampling=sampling,
             n=body.choices,
             decoding=body.decoding,
+            progress=body.include_progress,
             cache_salt=body.cache_salt or "",
             add_special_tokens=body.add_special_tokens is not False,
         )

@@ -4,7 +4,6 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from trimtab.decoders.registry import strategies
 from trimtab.server.body import JsonRoute
 from trimtab.server.guides import describe
 from trimtab.server.schema.responses import GuideList, ModelCard, ModelList
@@ -15,6 +14,7 @@ from trimtab.server.schema.tokens import (
     TokenizeResponse,
 )
 from trimtab.server.service import Service
+from trimtab.server.strategies import budget_schema, described, described_rules
 
 
 def routes(service: Service) -> APIRouter:
@@ -36,9 +36,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/strategies")
     async def list_strategies() -> dict[str, Any]:
-        """Every decoding strategy with its parameters' JSON Schema, and the rewards they may name."""
-        described = [strategy.describe() for strategy in strategies().values()]
-        return {"object": "list", "data": described, "rewards": sorted(llm.rewards)}
+        """Every decoding strategy and rule of selection with its JSON Schema, budgets, and the rewards to name."""
+        return {
+            "object": "list",
+            "data": described(),
+            "rules": described_rules(),
+            "budget": budget_schema(),
+            "rewards": sorted(llm.rewards),
+        }
 
     @router.get("/v1/guides")
     async def list_guides() -> GuideList:

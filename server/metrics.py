@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from trimtab.engine.results import Delta, EngineStats, Event, Result
+from trimtab.engine.results import Delta, EngineStats, Event, Failure, Result
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
@@ -87,6 +87,12 @@ class Metrics:
             ["finished_reason", "strategy"],
             registry=self.registry,
         )
+        self.stopped = Counter(
+            "trimtab:request_stopped",
+            "Results by what ended the search: finished, abstained, or a part of the budget",
+            ["by", "strategy"],
+            registry=self.registry,
+        )
         self.failed = Counter(
             "trimtab:request_failure",
             "Requests without a result",
@@ -126,7 +132,7 @@ class RequestTimer:
             self.last[event.choice] = now
         elif isinstance(event, Result):
             self._finish(event, now)
-        else:
+        elif isinstance(event, Failure):
             self.metrics.failed.labels("error", self.strategy).inc()
 
     def cancelled(self) -> None:
@@ -135,6 +141,7 @@ class RequestTimer:
 
     def _finish(self, result: Result, now: float) -> None:
         metrics, strategy = self.metrics, self.strategy
+        metrics.stopped.labels(result.stopped_by, strategy).inc()
         metrics.whole.labels(strategy).observe(now - self.started)
         metrics.queue.labels(strategy).observe(result.usage.milliseconds.get("queue", 0.0) / 1000)
         metrics.candidates.labels(strategy).observe(len(result.candidates))

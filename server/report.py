@@ -26,7 +26,10 @@ def usage(results: Sequence[Result]) -> CompletionUsage:
 
 
 def decoding(prepared: "PreparedRequest", result: Result, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Resolved spec, candidates with rewards (texts under a search), what steering did, cost per model and phase."""
+    """Resolved spec, candidates (all about them under a search), what search and steering did, cost by model and phase.
+
+    Numbers may be infinite or NaN: whoever writes this as JSON makes them null.
+    """
     search = prepared.searches
     chosen = {c.choice: index for index, c in enumerate(result.candidates) if c.choice is not None}
     traces = [choice.trace for choice in result.choices if choice.trace is not None]
@@ -34,6 +37,7 @@ def decoding(prepared: "PreparedRequest", result: Result, vocabulary: Vocabulary
         "spec": dict(prepared.decoding),
         "chosen": [chosen.get(index) for index in range(len(result.choices))],
         "candidates": [_candidate(candidate, search) for candidate in result.candidates],
+        **({"report": result.report} if result.report else {}),
         "steering": [trace.summary(choice.steering) for choice in result.choices],
         **({"trace": [trace.tokens(each, vocabulary) for each in traces]} if traces else {}),
         "model_tokens": result.usage.model_tokens,
@@ -53,11 +57,13 @@ def decodings(
     return reports[0] if len(reports) == 1 else reports
 
 
-def _candidate(candidate: Candidate, with_text: bool) -> dict[str, Any]:
+def _candidate(candidate: Candidate, searched: bool) -> dict[str, Any]:
     told = {
         "tokens": candidate.tokens,
         "reward": candidate.reward,
         "finish_reason": candidate.finish_reason,
         "choice": candidate.choice,
     }
-    return {"text": candidate.text, **told} if with_text else told
+    if not searched:
+        return told
+    return {"text": candidate.text, **told, "rewards": candidate.rewards, "value": candidate.value}

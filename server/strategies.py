@@ -1,11 +1,32 @@
-"""`trimtab strategies`: the registry as a table, as markdown, as JSON."""
+"""`trimtab strategies` and /v1/strategies: the registry, the rules of selection and the budgets, as people are told."""
 
 import json
+from collections.abc import Iterator
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from trimtab.decoders.registry import markdown_table, strategies
+from trimtab.decoders.select import AnyRule, Rule
+from trimtab.engine.budget import Budget
+
+
+def described() -> list[dict[str, Any]]:
+    """Every strategy with the JSON Schema of its parameters."""
+    return [strategy.describe() for strategy in strategies().values()]
+
+
+def described_rules() -> list[dict[str, Any]]:
+    """Every rule that `select` may name, with the JSON Schema of its parameters."""
+    return [
+        {"name": _name(rule), "summary": _summary(rule), "schema": rule.model_json_schema()} for rule in _rules(AnyRule)
+    ]
+
+
+def budget_schema() -> dict[str, Any]:
+    """JSON Schema of `budget`."""
+    return Budget.model_json_schema()
 
 
 def markdown() -> str:
@@ -14,14 +35,36 @@ def markdown() -> str:
 
 
 def as_json() -> str:
-    """What /v1/strategies lists, indented."""
-    return json.dumps([strategy.describe() for strategy in strategies().values()], indent=2)
+    """The strategies as /v1/strategies lists them, indented."""
+    return json.dumps(described(), indent=2)
 
 
-def print_table() -> None:
-    """One row per strategy, fitted to the terminal."""
+def print_tables() -> None:
+    """One row per strategy, rule and budget, fitted to the terminal."""
     table = Table("strategy", "kind", "what it does", "parameters", "cost", "paper")
     for each in strategies().values():
         parameters = ", ".join(each.params.model_fields)
         table.add_row(each.name, each.kind, each.summary, parameters, each.cost, each.paper or "")
-    Console().print(table)
+    selection = Table("select", "what it returns", "parameters")
+    for rule in _rules(AnyRule):
+        selection.add_row(_name(rule), _summary(rule), ", ".join(name for name in rule.model_fields if name != "rule"))
+    limits = Table("budget", "limit")
+    for name, field in Budget.model_fields.items():
+        limits.add_row(name, field.description)
+    Console().print(table, selection, limits, sep="\n")
+
+
+def _rules(union: Any) -> Iterator[type[Rule]]:
+    """The members of a union, however it is nested and annotated."""
+    if isinstance(union, type):
+        yield union
+    for member in get_args(union):
+        yield from _rules(member)
+
+
+def _name(rule: type[Rule]) -> str:
+    return str(rule.model_fields["rule"].default)
+
+
+def _summary(rule: type[Rule]) -> str:
+    return (rule.__doc__ or "").strip().splitlines()[0]

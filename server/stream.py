@@ -56,14 +56,16 @@ class EventStream(Response):
             yield opening
         running = len(exchange.prepared)  # as far as this reader knows; the exchange may be ahead of it
         while running:
-            deltas, ended = await exchange.read()
-            if not deltas and not ended:
+            news = await exchange.read()
+            if not any(news):
                 yield KEEP_ALIVE
                 continue
-            body = b"".join([chunks.delta(index, delta) for index, delta in deltas.items()])
-            running -= len(ended)
-            for part in ended:
-                body += self._endings(part, last=not running and part == ended[-1])
+            body = b"".join([chunks.delta(index, delta) for index, delta in news.deltas.items()])
+            for part, progress in news.progress.items():
+                body += chunks.progress(progress, part if len(exchange.prepared) > 1 else None)
+            running -= len(news.ended)
+            for part in news.ended:
+                body += self._endings(part, last=not running and part == news.ended[-1])
             if body:
                 yield body
         yield DONE

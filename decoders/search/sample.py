@@ -1,21 +1,22 @@
 """Plain sampling: each choice is one independent draw from the model."""
 
 from collections.abc import Generator
+from typing import Any
 
-from trimtab.decoders.params import Params
 from trimtab.decoders.registry import strategy
-from trimtab.engine.program import Answer, Context, Extend, Op
+from trimtab.decoders.search.base import Search, SearchContext
+from trimtab.engine.program import Answer, Extend, Op
 
 
 @strategy("sample", cost="1 answer")
-class Sample(Params):
+class Sample(Search):
     """Draw each choice once, token by token; streams as it decodes."""
 
     def rows(self, choices: int) -> int:
         return choices
 
-    def run(self, context: Context) -> Generator[Op, None, Answer]:
+    def run(self, context: SearchContext) -> Generator[Op, Any, Answer]:
         drafts = context.prompt.fork(context.choices)
         context.stream(drafts)
         yield Extend(drafts)
-        return Answer(drafts, [(draft, None) for draft in drafts])
+        return Answer(drafts, drafts)

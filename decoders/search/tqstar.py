@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from trimtab.decoders.params import Params, Weight, require_reward
+from trimtab.decoders.params import Weight, require_reward
 from trimtab.decoders.registry import strategy
-from trimtab.engine.program import Answer, Context, Draw, Extend, Op, Propose, Score
+from trimtab.decoders.search.base import Search, SearchContext
+from trimtab.engine.program import Answer, Draw, Extend, Op, Propose, Score
 
 
 @strategy(
@@ -20,11 +21,12 @@ from trimtab.engine.program import Answer, Context, Draw, Extend, Op, Propose, S
     cost="1 answer, k rollouts and k scores a token",
     needs=("reward",),
 )
-class TransferQStar(Params):
+class TransferQStar(Search):
     """`z_base + w * r(greedy rollout from h, v)` on the k likeliest tokens; greedy in the paper (temperature 0)."""
 
     temperature: ClassVar[float | None] = 0.0
     rows_field: ClassVar[str] = "k"
+    one_voice: ClassVar[bool] = True
     reward: str = Field(description="name of the guide that scores the text with its rollout")
     w: Weight = Field(1.0, description="weight of the reward")
     k: int = Field(10, ge=1, le=64, description="candidates; no other token can be drawn")
@@ -50,7 +52,7 @@ class TransferQStar(Params):
         if self.baseline_reward is not None:
             require_reward(self.baseline_reward, rewards, field="baseline_reward")
 
-    def run(self, context: Context) -> Generator[Op, Any, Answer]:
+    def run(self, context: SearchContext) -> Generator[Op, Any, Answer]:
         answers = context.prompt.fork(context.choices)
         context.stream(answers)
         while live := [answer for answer in answers if answer.finish is None]:
@@ -70,7 +72,7 @@ class TransferQStar(Params):
                 for proposal, gain in zip(proposals, gains, strict=True)
             ]
             yield Draw(live, scores, values)
-        return Answer(answers, [(answer, None) for answer in answers])
+        return Answer(answers, answers)
 
     def _gains(self, values: Mapping[str, list[dict[int, float]]]) -> list[dict[int, float]]:
         """What counts for each token: its reward or, with a baseline aligned to another one, what it lacks of it."""

@@ -55,6 +55,8 @@ class _Reading:
     view: PromptView = AS_IT_IS
     plain: bool = False
     """without the request's control vectors"""
+    called: bool = False
+    """only when the search calls for it"""
 
 
 _OWN = _Reading(BASE)
@@ -86,6 +88,9 @@ class Draft:
         self._hidden: HiddenEdit | None = None
         self._gate: tuple[str, GatePlan] | None = None
         self._measured = False
+        self._one_voice = False
+        self._called: list[str] = []
+        """language models that the search calls for"""
         self._scoring: list[str] = []
         """paths of the fields that shape scores, which a gate has no room for"""
 
@@ -167,8 +172,29 @@ class Draft:
             raise InvalidRequest("two parts decide which model speaks: leave one out", param=path)
         self._gate = guide, plan
 
+    def call(self, guide: str, *, field: str) -> None:
+        """Let a language model of the base's vocabulary read along when the search calls for it; `base` always does."""
+        if guide != BASE:
+            self._roles.mixable(guide, self._path(field))
+            self._called.append(guide)
+
+    def writer(self, guide: str, *, field: str) -> None:
+        """Let a language model of any vocabulary, or `base`, write texts of its own when the search starts them."""
+        if guide != BASE:
+            self._roles.language(guide, self._path(field))
+
+    def one_voice(self) -> None:
+        """Let no second model speak: the search weighs single tokens, or cuts answers back."""
+        self._one_voice = True
+
     def compile(
-        self, sampling: SamplingParams, *, seed: int, eos_ids: frozenset[int], trace: bool = False
+        self,
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        eos_ids: frozenset[int],
+        trace: bool = False,
+        measured: bool = False,
     ) -> SteerPlan:
         """The plan of everything asked for; InvalidRequest for parts that cannot stand together."""
         self._check()
@@ -195,6 +221,8 @@ class Draft:
         gate = None
         if self._gate is not None:
             gate = replace(self._gate[1], lane=lane(_Reading(self._gate[0])))
+        for guide in dict.fromkeys(self._called):
+            lane(_Reading(guide, called=True))
         return SteerPlan(
             sampling=sampling,
             seed=seed,
@@ -211,6 +239,7 @@ class Draft:
             gate=gate,
             reference=reference,
             trace=trace,
+            measured=measured,
         )
 
     def _within_vocabulary(self) -> Candidates | None:
@@ -231,7 +260,7 @@ class Draft:
             return LanePlan(BASE, BASE, prompt, PLAIN if reading.plain else variant)
         guide = self._roles.reader(reading.guide)
         scores = isinstance(guide, ScorerGuide)
-        return LanePlan(guide.name, guide.model.name, prompt, guide.variant, scores)
+        return LanePlan(guide.name, guide.model.name, prompt, guide.variant, scores, reading.called)
 
     def _check(self) -> None:
         """Raise InvalidRequest for parts that each are right and cannot stand together."""
@@ -240,6 +269,12 @@ class Draft:
                 f"{self._gate[1].kind} decides which of two models speaks and leaves their scores alone: it combines "
                 "with control_vector (without measure_kl) and re_control only",
                 param=self._scoring[0],
+            )
+        if self._gate is not None and (self._one_voice or self._called):
+            raise InvalidRequest(
+                "the search weighs single tokens, cuts answers back or calls for other models, which needs one voice: "
+                "take nudging and wsd out of `steer`",
+                param="decoding.steer",
             )
         if self._power and len(self._mixing) > 1:
             raise InvalidRequest(

@@ -21,6 +21,11 @@ class Reward(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that its model has processed since it was loaded; 0 of a program."""
+        ...
+
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Return one finite score per pair; GuideError if a score is not finite."""
         ...

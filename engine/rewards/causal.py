@@ -27,6 +27,7 @@ class CausalReward:
         self, name: str, model: Model, head: Head, *, variant: Variant = PLAIN, max_batch_tokens: int = 16_384
     ) -> None:
         self.name = name
+        self.tokens_read = 0
         self._model = model
         self._head = head
         self._variant = variant
@@ -67,6 +68,7 @@ class CausalReward:
                 table.reserve(len(row))
             self._prefill(tables, rows)
             hidden = runner.hidden([self._chunk(table, row, len(row)) for table, row in zip(tables, rows, strict=True)])
+            self.tokens_read += len(rows)
             scores: list[float] = self._head(hidden).tolist()
             if not all(map(math.isfinite, scores)):
                 runner.scrub([page for table in tables for page in table.pages if runner.pool.references[page] == 1])
@@ -82,6 +84,7 @@ class CausalReward:
         while todo := [(table, row) for table, row in zip(tables, rows, strict=True) if table.length < len(row) - 1]:
             chunks = [self._chunk(table, row, min(len(row) - 1, table.length + step)) for table, row in todo]
             self._model.runner.prefill(chunks)
+            self.tokens_read += sum(len(chunk.tokens) for chunk in chunks)
             for chunk, (table, row) in zip(chunks, todo, strict=True):
                 table.stored(row, table.length + len(chunk.tokens))
 

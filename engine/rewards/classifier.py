@@ -27,6 +27,7 @@ class ClassifierReward:
         self, name: str, loaded: LoadedModel, *, label: str | None = None, max_batch_tokens: int = 16_384
     ) -> None:
         self.name = name
+        self.tokens_read = 0
         self._model = loaded.model
         self._context_length = loaded.context_length
         self._vocabulary = Vocabulary(loaded.tokenizer, loaded.embedding_rows)
@@ -44,6 +45,7 @@ class ClassifierReward:
         scores = [0.0] * len(rows)
         for batch in batches([len(row) for row in rows], self._max_batch_tokens):
             logits = self._logits([rows[index] for index in batch])  # (B, labels)
+            self.tokens_read += sum(len(rows[index]) for index in batch)
             for index, value in zip(batch, (logits @ self._signs).tolist(), strict=True):
                 scores[index] = value
         if not all(map(math.isfinite, scores)):

@@ -155,6 +155,7 @@ class ProgramReward:
 
     name: str
     program: Program
+    tokens_read: int = 0
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Return one score per pair; GuideError if one is not finite."""

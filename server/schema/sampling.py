@@ -14,6 +14,7 @@ class StreamOptions(Wire):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    include_progress: bool | None = None
 
 
 class SamplingFields(Wire):
@@ -54,6 +55,11 @@ class SamplingFields(Wire):
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def include_progress(self) -> bool:
+        """Whether a stream tells how far a search is."""
+        return self.stream_options is not None and bool(self.stream_options.include_progress)
 
     def check_stream(self) -> None:
         """Raise InvalidRequest for stream_options without stream."""

@@ -2,8 +2,9 @@
 
 import secrets
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -12,18 +13,20 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
+from trimtab.decoders.registry import strategies
 from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import Draft
 from trimtab.engine.engine import Engine
 from trimtab.engine.errors import InvalidRequest
-from trimtab.engine.guides.base import Guide, LanguageGuide, ScorerGuide
+from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide
 from trimtab.engine.guides.build import build_guides
-from trimtab.engine.job import Request
+from trimtab.engine.guides.prompts import guide_prompt
+from trimtab.engine.job import Opener, Opening, Request
 from trimtab.engine.loading import load_causal_lm
 from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool
-from trimtab.engine.plan import BASE, SteerPlan
+from trimtab.engine.plan import BASE, LanePlan, SteerPlan
 from trimtab.engine.results import Deliver, EngineStats, Event, Failure, Result
 from trimtab.engine.rewards import Reward
 from trimtab.engine.runner import ModelRunner
@@ -52,6 +55,8 @@ class GenerationRequest:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    progress: bool = False
+    """tell of the search's progress, as events"""
     add_special_tokens: bool = True
     """for text prompts: let the tokenizer add what it puts before a text (BOS)"""
 
@@ -66,6 +71,8 @@ class PreparedRequest:
     plan: SteerPlan
     max_tokens: int
     rows: int
+    opener: Opener
+    """of other conversations that the search may hold"""
 
     @property
     def strategy(self) -> str:
@@ -74,7 +81,7 @@ class PreparedRequest:
     @property
     def searches(self) -> bool:
         """Whether the program considers more answers than it returns."""
-        return not isinstance(self.spec.program, Sample)
+        return not isinstance(self.spec.search, Sample)
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -98,6 +105,7 @@ class LLM:
     def _build(self) -> Engine:
         """Load everything; runs in the engine's thread."""
         settings = self.settings
+        strategies()  # a strategy that cannot be imported shows now, not at the first request
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         device = settings.device
@@ -140,14 +148,15 @@ class LLM:
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
         spec = DecodingSpec.parse(request.decoding)
-        spec.check(choices=request.n, rewards=self.rewards.keys())
+        spec.check(choices=request.n, rewards=self._judges)
         rows = spec.program.rows(request.n)
-        if rows > self.settings.max_rows:
+        if rows > self.settings.max_candidates:
             raise InvalidRequest(
-                f"the request decodes {rows} answers at once and this server at most {self.settings.max_rows} "
-                "(setting engine.max_rows): ask for fewer",
+                f"the request works on {rows} answers at once and this server takes at most "
+                f"{self.settings.max_candidates} (setting engine.max_candidates): ask for fewer",
                 param="n" if rows == request.n else f"decoding.{spec.params.rows_field}",
             )
+        rows = min(rows, self.settings.max_rows, spec.budget.max_rows or rows)
         sampling = request.sampling
         if spec.temperature is not None and "temperature" not in sampling.model_fields_set:
             sampling = sampling.model_copy(update={"temperature": spec.temperature})
@@ -155,11 +164,8 @@ class LLM:
         for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
             if max(ids, default=0) >= size:
                 raise InvalidRequest(f"{name}: token id {max(ids)} is outside the vocabulary of {size}", param=name)
-        prompts = Prompts(request, self._base, self.guides)
-        draft = Draft(self.guides, prompts, size)
-        spec.steer(draft)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        plan = draft.compile(sampling, seed=seed, eos_ids=self._base.eos_ids, trace=spec.trace == "tokens")
+        prompts, plan = self._compile(request, spec, sampling, seed)
         if plan.gate is not None and not self.vocabulary.exact:
             raise InvalidRequest(
                 f"{spec.strategy} carries text between two vocabularies, and the base's does not spell bytes exactly",
@@ -167,7 +173,8 @@ class LLM:
             )
         field = "prompt" if request.messages is None else "messages"
         max_tokens = answer_room(self.models, len(prompts.base), plan, field=field)
-        return PreparedRequest(request, prompts.base, spec, plan, max_tokens, rows)
+        opener = partial(self._open, request, spec, sampling, seed, max_tokens)
+        return PreparedRequest(request, prompts.base, spec, plan, max_tokens, rows, opener)
 
     def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
         """Start a request; `deliver` gets its events from the engine's thread. Raises Overloaded."""
@@ -184,15 +191,13 @@ class LLM:
                 messages=messages,
                 program=prepared.spec.program,
                 plan=prepared.plan,
-                text=TextStream(
-                    self.vocabulary,
-                    stop=sampling.stop,
-                    include_stop=sampling.include_stop_str_in_output,
-                    skip_special=sampling.skip_special_tokens,
-                ),
+                text=_text(self.vocabulary, sampling),
                 choices=request.n,
                 rows=prepared.rows,
                 max_tokens=prepared.max_tokens,
+                budget=prepared.spec.budget,
+                progress=request.progress,
+                opener=prepared.opener,
                 translations=self._translations,
                 salt=request.cache_salt.encode(),
             )
@@ -248,6 +253,56 @@ class LLM:
     ) -> None:
         self.close()
 
+    @property
+    def _judges(self) -> Collection[str]:
+        """What can score answers: rewards, and value heads of one value."""
+        heads = (name for name, guide in self.guides.items() if isinstance(guide, HeadGuide) and guide.head.width == 1)
+        return [*self.rewards, *heads]
+
+    def _compile(
+        self, request: GenerationRequest, spec: DecodingSpec, sampling: SamplingParams, seed: int
+    ) -> tuple[Prompts, SteerPlan]:
+        """What the models read, and the plan that steers by it."""
+        prompts = Prompts(request, self._base, self.guides)
+        draft = Draft(self.guides, prompts, self._base.runner.vocab_size)
+        spec.steer(draft)
+        plan = draft.compile(
+            sampling, seed=seed, eos_ids=self._base.eos_ids, trace=spec.trace == "tokens", measured=spec.measured
+        )
+        return prompts, plan
+
+    def _open(
+        self,
+        request: GenerationRequest,
+        spec: DecodingSpec,
+        sampling: SamplingParams,
+        seed: int,
+        max_tokens: int,
+        messages: Sequence[Message],
+        model: str,
+    ) -> Opening:
+        """Another conversation of a request, for the base as the request steers it, or for a guide alone."""
+        if model == BASE:
+            other = replace(request, prompt=None, messages=tuple(messages), continue_final_message=False)
+            prompts, plan = self._compile(other, spec, sampling, seed)
+            room = answer_room(self.models, len(prompts.base), _longest(plan), field="decoding")
+            limit = len(prompts.base) + min(max_tokens, room)
+            return Opening(prompts.base, plan, _text(self.vocabulary, sampling), limit)
+        guide = self.guides[model]
+        assert isinstance(guide, LanguageGuide)  # admission
+        prompt = array("q", guide_prompt(model, guide.model.vocabulary, messages))
+        own = sampling.model_copy(update={"logit_bias": {}, "stop_token_ids": (), "logprobs": None})
+        limit = min(len(prompt) + max_tokens, guide.model.context_length)
+        if limit <= len(prompt):
+            raise InvalidRequest(
+                f"guide {model!r} holds {limit} tokens and its conversation has {len(prompt)}: shorten the prompt or "
+                "the answer",
+                param="decoding",
+            )
+        plan = SteerPlan(own, seed, guide.model.eos_ids, guide.variant)
+        lane = LanePlan(model, guide.model.name, prompt, guide.variant)
+        return Opening(prompt, plan, _text(guide.model.vocabulary, own), limit, lane)
+
     def _run(self, requests: list[GenerationRequest], progress: bool) -> list[Result]:
         """Run all requests at once and wait; the first failure cancels the rest and is raised."""
         ready = [self.prepare(request) for request in requests]
@@ -279,6 +334,21 @@ class LLM:
                 self.cancel(handle)
             raise
         return [results[handle] for handle in handles]
+
+
+def _text(vocabulary: Vocabulary, sampling: SamplingParams) -> TextStream:
+    """The text of an answer, with what stops it."""
+    return TextStream(
+        vocabulary,
+        stop=sampling.stop,
+        include_stop=sampling.include_stop_str_in_output,
+        skip_special=sampling.skip_special_tokens,
+    )
+
+
+def _longest(plan: SteerPlan) -> SteerPlan:
+    """The plan of an answer as long as there is room for."""
+    return replace(plan, sampling=plan.sampling.model_copy(update={"max_tokens": None}))
 
 
 def short_name(source: str) -> str:

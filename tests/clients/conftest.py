@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,9 +26,11 @@ class Scripted:
         self.bodies: list[dict[str, Any]] = []
         self.refusal: dict[str, Any] | None = None
         self.failure: dict[str, Any] | None = None
+        self.decoding: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: DECODING
+        """what the answer to a request says of it"""
         self.url = ""
 
-    def stream(self) -> Iterator[dict[str, Any]]:
+    def stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}], "usage": None}
         for piece in self.pieces:
             yield {"choices": [{"delta": {"content": piece}, "finish_reason": None}], "usage": None}
@@ -36,7 +38,7 @@ class Scripted:
             yield {"error": self.failure}
             return
         yield {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": None}
-        yield {"choices": [], "usage": USAGE, "decoding": DECODING}
+        yield {"choices": [], "usage": USAGE, "decoding": self.decoding(body)}
 
 
 @pytest.fixture
@@ -56,11 +58,12 @@ def scripted() -> Iterator[Scripted]:
             self._answer(200, "application/json", json.dumps({"data": listed[self.path]}))
 
         def do_POST(self) -> None:
-            script.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            script.bodies.append(body)
             if script.refusal is not None:
                 self._answer(400, "application/json", json.dumps({"error": script.refusal}))
                 return
-            lines = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in script.stream()]
+            lines = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in script.stream(body)]
             self._answer(200, "text/event-stream", ": keep-alive\n\n".join(lines) + "data: [DONE]\n\n")
 
         def _answer(self, status: int, media: str, body: str) -> None:

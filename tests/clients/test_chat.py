@@ -26,6 +26,13 @@ def test_piped_lines_are_answered_with_their_cost(talk: Any, scripted: Any) -> N
     assert scripted.bodies[0]["model"] == "tiny"
 
 
+def test_candidates_without_a_reward_do_not_count_in_the_mean(talk: Any, scripted: Any) -> None:
+    candidates = [{"reward": None, "tokens": 1}, {"reward": 0.5, "tokens": 2}, {"reward": 0.25, "tokens": 2}]
+    usual = scripted.decoding({})
+    scripted.decoding = lambda _: {**usual, "candidates": candidates}
+    assert "reward 0.5 (mean 0.375)" in talk("Hi")
+
+
 def test_the_conversation_grows_and_is_reset(talk: Any, scripted: Any) -> None:
     talk("one", "two", "/reset", "three", "/quit", "four", system="Be kind.", temperature=0.5, max_tokens=9)
     roles = [[message["role"] for message in body["messages"]] for body in scripted.bodies]

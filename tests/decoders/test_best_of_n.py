@@ -1,20 +1,25 @@
 """Best-of-n against its exact law on an enumerated toy model, and the choices it makes on small pools."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
-from toy import FunctionReward, Toy, random_table
+from toy import Toy, byte_tokenizer, random_table
 
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import InvalidRequest
-from trimtab.engine.results import Failure
+from trimtab.engine.results import Failure, Result
 from trimtab.engine.sampling import SamplingParams
+from trimtab.engine.vocabulary import Vocabulary
 
 VOCAB, LENGTH, PROMPT = 4, 3, [1]
 TABLE = random_table(VOCAB, scale=0.8)
+WORDS = Vocabulary(byte_tokenizer())
+TEXTS = {WORDS.decode(answer): answer for answer in product(range(VOCAB), repeat=LENGTH)}
+RANKS = {answer: rank for rank, answer in enumerate(sorted(TEXTS.values(), key=lambda y: hash((*y, 7))))}
 
 
 def exact_base() -> dict[tuple[int, ...], float]:
@@ -37,10 +42,7 @@ def test_base_law_sums_to_one() -> None:
 def test_the_answer_follows_the_exact_law(n: int) -> None:
     """P(y) = F(y)^n - F(y-)^n for distinct rewards; 20,000 draws, chi-square."""
     base = exact_base()
-    toy = Toy(TABLE, pages=60_000)
-    texts = {toy.vocabulary.decode(answer): answer for answer in base}
-    ranks = {answer: rank for rank, answer in enumerate(sorted(base, key=lambda y: hash((y, "reward"))))}
-    toy.engine.rewards = {"rank": FunctionReward("rank", lambda text: float(ranks[texts[text]]))}
+    toy = Toy(TABLE, pages=60_000, rewards={"rank": lambda text: float(RANKS[TEXTS[text]])})
     draws, wave = 20_000, 1000
     counts: dict[tuple[int, ...], int] = dict.fromkeys(base, 0)
     decoding = {"strategy": "best_of_n", "n": n, "reward": "rank"}
@@ -52,7 +54,7 @@ def test_the_answer_follows_the_exact_law(n: int) -> None:
         toy.finish()
         for handle in handles:
             counts[toy.result(handle).choices[0].token_ids] += 1
-    ordered = sorted(base, key=ranks.__getitem__)
+    ordered = sorted(base, key=RANKS.__getitem__)
     below = np.concatenate([[0.0], np.cumsum([base[answer] for answer in ordered])])
     law = below[1:] ** n - below[:-1] ** n
     observed = np.array([counts[answer] for answer in ordered])
@@ -139,4 +141,100 @@ def test_defaults_are_filled_in() -> None:
         "strategy": "best_of_n",
         "n": 8,
         "reward": "x",
+        "export": None,
     }
+
+
+def search(reward: Callable[[str], float], drafts: int, choices: int = 1, **changes: Any) -> Result:
+    """Answers of LENGTH tokens over the enumerated toy."""
+    decoding = {"strategy": "best_of_n", "reward": "r", "n": drafts, **changes}
+    toy = Toy(TABLE, rewards={"r": reward})
+    return toy.run(PROMPT, SamplingParams(seed=1, max_tokens=LENGTH), n=choices, decoding=decoding)
+
+
+def estimate(n: int, e: float) -> float:
+    """As the formula is written."""
+    missed = (1 - e) ** n
+    return missed * (math.log(n) + (n - 1) * math.log(1 - e) - (n - 1) / n) + (1 - missed) * math.log((1 - missed) / e)
+
+
+@pytest.mark.parametrize("n", [2, 5, 16])
+def test_the_report_tells_how_far_the_best_of_n_may_be_from_the_base(n: int) -> None:
+    base = exact_base()
+    result = search(lambda text: float(RANKS[TEXTS[text]]), drafts=n, choices=2)
+    told = result.report
+    assert told["n"] == n
+    assert told["kl_bound"] == pytest.approx(math.log(n) - (n - 1) / n)
+    assert told["win_rate_bound"] == pytest.approx(n / (n + 1))
+    assert told["kl_estimate"] == pytest.approx(estimate(n, base[result.choices[0].token_ids]), rel=1e-4)
+
+
+def test_answers_of_one_reward_count_as_one_in_the_estimate() -> None:
+    """Two classes of answers; with enough drafts, the better one is met in full."""
+    base = exact_base()
+    good = {answer for answer in base if sum(answer) % 5 == 0}
+    result = search(lambda text: float(TEXTS[text] in good), drafts=256)
+    met = {TEXTS[candidate.text] for candidate in result.candidates if candidate.reward == 1.0}
+    assert met <= good
+    share = sum(base[answer] for answer in met)
+    assert share > 0.7 * sum(base[answer] for answer in good)
+    assert result.report["kl_estimate"] == pytest.approx(estimate(256, share), rel=1e-4)
+    assert search(lambda text: 0.0, drafts=256).report["kl_estimate"] < 0.1
+
+
+def test_one_draft_is_at_no_distance() -> None:
+    told = search(lambda text: 0.0, drafts=1).report
+    assert (told["kl_bound"], told["win_rate_bound"]) == (0.0, 0.5)
+    assert told["kl_estimate"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_estimate_is_for_the_best_alone() -> None:
+    told = search(lambda text: float(len(text)), drafts=4, select={"rule": "soft", "temperature": 1.0}).report
+    assert "kl_estimate" not in told
+    assert told["kl_bound"] == pytest.approx(math.log(4) - 3 / 4)
+
+
+@pytest.mark.parametrize(("max_kl", "n"), [(1e-9, 1), (0.2, 2), (1.2, 7), (1.3, 8), (50.0, 8)])
+def test_a_budget_of_kl_lowers_n(max_kl: float, n: int) -> None:
+    result = search(lambda text: float(sum(text.encode())), drafts=8, budget={"max_kl": max_kl})
+    assert (result.report["n"], len(result.candidates)) == (n, n)
+    assert result.report["kl_bound"] <= max_kl
+
+
+def test_a_budget_of_kl_that_leaves_fewer_drafts_than_choices_is_refused() -> None:
+    toy = Toy(TABLE, rewards={"r": lambda text: 0.0})
+    decoding = {"strategy": "best_of_n", "reward": "r", "budget": {"max_kl": 0.1}}
+    handle = toy.submit(PROMPT, SamplingParams(seed=1, max_tokens=LENGTH), n=2, decoding=decoding)
+    toy.finish()
+    end = toy.end(handle)
+    assert isinstance(end, Failure)
+    assert isinstance(end.error, InvalidRequest)
+    assert "best of 1" in str(end.error)
+
+
+def test_the_best_and_the_worst_are_exported_as_a_pair() -> None:
+    scores = iter([1.0, -math.inf, 3.0, math.nan, 3.0, -2.0])
+    pair = search(lambda text: next(scores), drafts=6, export="best_and_worst")
+    texts = [candidate.text for candidate in pair.candidates]
+    assert pair.report["pair"] == {
+        "chosen": texts[2],
+        "rejected": texts[5],
+        "chosen_reward": 3.0,
+        "rejected_reward": -2.0,
+    }
+
+
+@pytest.mark.parametrize("rewards", [[2.0, 2.0, 2.0], [math.nan, 1.0, 1.0], [-math.inf, -math.inf, math.nan]])
+def test_answers_of_equal_rewards_are_no_pair(rewards: list[float]) -> None:
+    scores = iter(rewards)
+    assert "pair" not in search(lambda text: next(scores), drafts=3, export="best_and_worst").report
+    assert "pair" not in search(lambda text: float(sum(text.encode())), drafts=3).report
+
+
+def test_a_stop_string_ends_a_draft_and_its_probability_counts_to_there() -> None:
+    """Every draft says the stop string at once: one answer, of probability 1."""
+    loud = Toy(lambda prefix: np.where(np.arange(200) == 120, 50.0, 0.0), rewards={"r": lambda text: float(len(text))})
+    sampling = SamplingParams(seed=1, max_tokens=8, stop=(WORDS.decode([120]),))
+    result = loud.run(PROMPT, sampling, decoding={"strategy": "best_of_n", "reward": "r"})
+    assert (result.choices[0].finish_reason, result.choices[0].text) == ("stop", "")
+    assert result.report["kl_estimate"] == pytest.approx(0.0, abs=1e-6)

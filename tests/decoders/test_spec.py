@@ -23,12 +23,13 @@ def test_a_search_with_parts_is_filled_in() -> None:
             "trace": "tokens",
         }
     )
-    assert spec.program == BestOfN(reward="r")
+    assert spec.search == BestOfN(reward="r")
     assert spec.parts == (GenArm(arm="x"), ControlVector(vector="c", coeff=2.0))
     assert spec.dump() == {
         "strategy": "best_of_n",
         "n": 8,
         "reward": "r",
+        "export": None,
         "steer": [
             {"method": "genarm", "arm": "x", "alpha": 1.0, "arms": None},
             {"method": "control_vector", "vector": "c", "coeff": 2.0, "measure_kl": False},
@@ -37,9 +38,38 @@ def test_a_search_with_parts_is_filled_in() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("decoding", "param", "words"),
+    [
+        ({"reward": {"sum": [{"guide": "r", "wieght": 2}]}}, "decoding.reward.sum.0.wieght", "mean 'weight'"),
+        ({"reward": {"guide": "r", "sample": 2}}, "decoding.reward.sample", "mean 'samples'"),
+        ({"reward": "r", "budget": {"deadline": 3}}, "decoding.budget.deadline", "mean 'deadline_ms'"),
+        ({"reward": "r", "budget": {"max_rows": 0}}, "decoding.budget.max_rows", "greater than or equal to 1"),
+        ({"reward": "r", "budget": 3}, "decoding.budget", "is an object"),
+        ({"reward": "r", "select": {"rule": "sofd"}}, "decoding.select.rule", "mean 'soft'"),
+        ({"strategy": "deal", "constraint": {"keyword": ["x"]}}, "decoding.constraint.keyword", "mean 'keywords'"),
+        ({"strategy": "cd_blockwise", "value": "r", "select": "soft"}, "decoding.select", "only rule 'abstain'"),
+        ({"strategy": "self_consistency", "select": "argmax"}, "decoding.select", "goes by rewards"),
+        ({"strategy": "sample", "budget": {"reward_at_least": 1}}, "decoding.budget.reward_at_least", "needs a reward"),
+    ],
+)
+def test_a_wrong_key_inside_an_object_is_named_with_its_path(decoding: Any, param: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        DecodingSpec.parse({"strategy": "best_of_n", **decoding})
+    assert caught.value.param == param
+
+
+def test_select_and_budget_are_echoed_as_they_count() -> None:
+    decoding = {"strategy": "best_of_n", "reward": "r", "select": "soft", "budget": {"max_rows": 3}}
+    told = DecodingSpec.parse(decoding).dump()
+    assert told["select"]["rule"] == "soft"
+    assert told["budget"] == {"max_rows": 3}
+    assert DecodingSpec.parse(told) == DecodingSpec.parse(decoding)
+
+
 def test_a_strategy_that_steers_is_the_first_part_of_plain_sampling() -> None:
     spec = DecodingSpec.parse({"strategy": "control_vector", "vector": "c", "steer": [ARM]})
-    assert spec.program == Sample()
+    assert spec.search == Sample()
     assert spec.parts == (ControlVector(vector="c"), GenArm(arm="x"))
 
 

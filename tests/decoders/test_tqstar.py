@@ -209,22 +209,16 @@ def test_without_weight_it_samples_as_what_steers_beside_it(part: dict[str, obje
 def test_a_limit_on_what_may_be_drawn_holds_for_the_candidates() -> None:
     read: list[str] = []
     engine = furnished()
-    engine.engine.rewards = {"taste": FunctionReward("taste", lambda text: read.append(text) or 0.0)}  # type: ignore[func-returns-value]
+    engine.engine.scoring.rewards = {"taste": FunctionReward("taste", lambda text: read.append(text) or 0.0)}  # type: ignore[func-returns-value]
     fudge = {"method": "fudge", "classifier": "token", "k": 9, "limit": 4}
     engine.run(PROMPT, GREEDY, decoding=tqstar(k=6, steer=[fudge]))
     assert len(read) == 4 * LENGTH
 
 
 def test_a_gate_and_a_search_over_tokens_exclude_each_other() -> None:
-    engine = furnished()
-    handle = engine.submit(PROMPT, GREEDY, decoding=tqstar(steer=[{"method": "nudging", "aligned": "arm"}]))
-    neighbour = engine.submit(PROMPT, GREEDY)
-    engine.finish()
-    end = engine.end(handle)
-    assert isinstance(end, Failure)
-    assert isinstance(end.error, InvalidRequest)
-    assert "nudging" in str(end.error)
-    assert engine.result(neighbour).choices[0].token_ids == tuple(ids(engine, w=0.0))
+    with pytest.raises(InvalidRequest, match="take nudging and wsd out") as caught:
+        furnished().submit(PROMPT, GREEDY, decoding=tqstar(steer=[{"method": "nudging", "aligned": "arm"}]))
+    assert caught.value.param == "decoding.steer"
 
 
 MIXED: list[tuple[dict[str, object] | None, int]] = [

@@ -70,7 +70,7 @@ def test_a_proposal_leaves_its_sequence_as_it_was(decoding: Any) -> None:
         told.append((answer.generated, fork.generated, ahead.generated))
         yield Extend([fork, ahead, answer])
         answers = [answer, fork, ahead]
-        return Answer(answers, [(each, None) for each in answers])
+        return Answer(answers, answers)
 
     engine = toy()
     handle = play(engine, run, decoding)
@@ -90,7 +90,7 @@ def test_a_wrong_draw_ends_its_own_request_alone(weigh: Callable[[Any], Any]) ->
         (answer,) = context.prompt.fork(1)
         (proposed,) = yield Propose([answer], 3)
         yield Draw([answer], [weigh(proposed)])
-        return Answer([answer], [(answer, None)])
+        return Answer([answer], [answer])
 
     engine = toy()
     handle, neighbour = play(engine, run), engine.submit(PROMPT, GREEDY)
@@ -105,7 +105,7 @@ def test_a_token_is_drawn_once_for_each_proposal() -> None:
         (proposed,) = yield Propose([answer], 3)
         yield Draw([answer], [proposed])
         yield Draw([answer], [proposed])
-        return Answer([answer], [(answer, None)])
+        return Answer([answer], [answer])
 
     engine = toy()
     handle = play(engine, run)

@@ -3,8 +3,10 @@
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -15,9 +17,23 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import Overloaded
-from trimtab.engine.results import Candidate, Choice, Deliver, Delta, EngineStats, Event, Failure, Result, Usage
+from trimtab.engine.job import Opening
+from trimtab.engine.plan import SteerPlan
+from trimtab.engine.results import (
+    Candidate,
+    Choice,
+    Deliver,
+    Delta,
+    EngineStats,
+    Event,
+    Failure,
+    Progress,
+    Result,
+    Usage,
+)
+from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
-from trimtab.engine.vocabulary import Vocabulary
+from trimtab.engine.vocabulary import Message, Vocabulary
 from trimtab.llm import LLM, GenerationRequest, PreparedRequest
 from trimtab.server.app import create_app
 from trimtab.server.serve import DrainingServer, bind, uvicorn_config
@@ -88,7 +104,11 @@ class FakeLLM:
         self.draining = False
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        return PreparedRequest(request, array("q", [1, 2]), DecodingSpec.parse(request.decoding), 7, 9, request.n)
+        def opener(messages: Sequence[Message], model: str) -> Opening:
+            raise NotImplementedError
+
+        spec, plan = DecodingSpec.parse(request.decoding), SteerPlan(SamplingParams(), 7, frozenset())
+        return PreparedRequest(request, array("q", [1, 2]), spec, plan, 9, request.n, opener)
 
     def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
         if self.refuses is not None:
@@ -111,6 +131,10 @@ class FakeLLM:
         candidates = tuple(Candidate(text, 1, "stop", None, i) for i, text in enumerate(texts))
         usage = Usage(2, 0, len(texts), {"base": 3}, {"base": 2}, {"total": 1.5}, 0)
         self._deliver(request, Result(choices, candidates, usage, 7, "finished"))
+
+    def progress(self, phase: str, *, request: int = -1, **changes: Any) -> None:
+        told = Progress(phase, candidates=4, finished=1, best_reward=0.5, model_tokens=9, milliseconds=1.23456)
+        self._deliver(request, replace(told, **changes))
 
     def fail(self, error: Exception, request: int = -1) -> None:
         self._deliver(request, Failure(error))
@@ -174,6 +198,16 @@ def openai(shared: Running) -> Iterator[OpenAI]:
 @pytest.fixture
 def start() -> Iterator[Callable[..., Running]]:
     """Start a server of one's own: `start(llm, ServerSettings(...))`."""
+    yield from _starting()
+
+
+@pytest.fixture(scope="module")
+def start_shared() -> Iterator[Callable[..., Running]]:
+    """The same for a server that all tests of a module ask."""
+    yield from _starting()
+
+
+def _starting() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def start(llm: LLM, server: ServerSettings | None = None) -> Running:

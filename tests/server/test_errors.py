@@ -73,6 +73,8 @@ CHAT_TABLE = [
         "messages",
         "512",
     ),
+    ({"stream_options": {"include_progress": True}}, 400, None, "stream_options", "stream: true"),
+    ({"stream_options": {"include_progress": 1}, "stream": True}, 400, INVALID, "stream_options.include_progress", ""),
     ({"model": "gpt-4"}, 404, "model_not_found", "model", "tiny"),
     ({"model": None}, 400, INVALID, "model", "string"),
     ({"decoding": {"strategy": "best_of_m"}}, 400, None, "decoding.strategy", "best_of_n"),
@@ -84,7 +86,7 @@ CHAT_TABLE = [
         "decoding.reward",
         "positivity",
     ),
-    ({"decoding": {"strategy": "best_of_n", "n": 999, "reward": "brevity"}}, 400, None, "decoding.n", "64"),
+    ({"decoding": {"strategy": "best_of_n", "n": 999, "reward": "brevity"}}, 400, None, "decoding.n", "256"),
     ({"decoding": "best_of_n"}, 400, INVALID, "decoding", "dictionary"),
     (
         {"continue_final_message": True, "add_generation_prompt": True},

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def narrow(folder: Path) -> Iterator[LLM]:
     """Four rows, sixteen prompt tokens a tick, one score a tick: every phase of a request takes many ticks."""
-    with load(folder, max_rows=4, prefill_tokens=16, score_pairs=1, pool_tokens=4096) as llm:
+    with load(folder, max_rows=4, max_candidates=8, prefill_tokens=16, score_pairs=1, pool_tokens=4096) as llm:
         yield llm
 
 
@@ -267,8 +267,9 @@ def test_a_prompt_one_short_of_the_context_is_answered(narrow: LLM, start: Any, 
 @pytest.mark.parametrize(
     ("path", "body", "param", "words"),
     [
-        (CHAT, ask(n=5), "n", "engine.max_rows"),
-        (TEXT, {"model": "tiny", "prompt": "x", "n": 5}, "n", "engine.max_rows"),
+        (CHAT, ask(n=9), "n", "engine.max_candidates"),
+        (TEXT, {"model": "tiny", "prompt": "x", "n": 9}, "n", "engine.max_candidates"),
+        (CHAT, ask(decoding={**BEST_OF_4, "n": 9}), "decoding.n", "engine.max_candidates"),
         (TEXT, {"model": "tiny", "prompt": ["x"] * 11, "n": 3}, "n", "32"),
         (TEXT, {"model": "tiny", "prompt": "x", "decoding": {"strategy": "sample", "n": 2}}, "decoding.n", "strategy"),
         (TEXT, {"model": "tiny", "prompt": "x", "decoding": {**BEST_OF_4, "rewrd": 1}}, "decoding.rewrd", "'reward'"),

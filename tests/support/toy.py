@@ -19,17 +19,17 @@ from trimtab.engine.alignment import Translation
 from trimtab.engine.engine import Engine
 from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide, VectorGuide
 from trimtab.engine.guides.heads import ValueHead
-from trimtab.engine.job import Request
+from trimtab.engine.job import Opening, Request
 from trimtab.engine.lm_head import Edit
 from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool, PageTable
-from trimtab.engine.plan import BASE, SteerPlan
+from trimtab.engine.plan import BASE, LanePlan, SteerPlan
 from trimtab.engine.results import Delta, EngineStats, Event, Failure, Result
 from trimtab.engine.rewards import Pair, Reward
 from trimtab.engine.runner import Chunk, Decoded
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
-from trimtab.engine.vocabulary import TextStream, Vocabulary
+from trimtab.engine.vocabulary import Message, TextStream, Vocabulary
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -103,6 +103,11 @@ class ToyRunner:
         for edit in edits:
             logits[edit.rows] = edit.apply(states[edit.rows])
         return Decoded(logits, states, unedited)
+
+    def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
+        self._write(chunks)
+        ends = [self._prefix(chunk.table, chunk.table.length + len(chunk.tokens)) for chunk in chunks]
+        return torch.from_numpy(np.stack([self.features(prefix) for prefix in ends])).float()
 
     def score(self, chunks: Sequence[Chunk], candidates: Sequence[Sequence[int]]) -> Tensor:
         self._write(chunks)
@@ -210,7 +215,13 @@ class Toy:
         """The request's plan; every guide reads the prompt as `seen` through its view."""
         draft = Draft(self.guides, lambda name, view: array("q", seen(prompt, view)), self.runner.vocab_size)
         spec.steer(draft)
-        return draft.compile(sampling, seed=sampling.seed or 0, eos_ids=self._eos, trace=spec.trace == "tokens")
+        return draft.compile(
+            sampling,
+            seed=sampling.seed or 0,
+            eos_ids=self._eos,
+            trace=spec.trace == "tokens",
+            measured=spec.measured,
+        )
 
     def _identity(self) -> Translation:
         size = self.runner.vocab_size
@@ -229,24 +240,42 @@ class Toy:
         n: int = 1,
         decoding: Mapping[str, object] | None = None,
         salt: bytes = b"",
+        messages: tuple[Message, ...] = (),
+        progress: bool = False,
     ) -> object:
         """Queue a request; returns its handle."""
         sampling = sampling or SamplingParams()
         handle = object()
         spec = DecodingSpec.parse(decoding)
+        max_tokens = 8 if sampling.max_tokens is None else sampling.max_tokens
+        rows = spec.program.rows(n)
         self.events[handle] = []
+
+        def opener(messages: Sequence[Message], model: str) -> Opening:
+            """Another conversation, spelled by the bytes of its messages under the toys' template."""
+            text = "".join(f"<{message['role']}>{message['content']}\n" for message in messages) + "<assistant>"
+            other = array("q", self.vocabulary.encode(text))
+            stream = TextStream(self.vocabulary, stop=sampling.stop)
+            if model == BASE:
+                return Opening(other, self.plan(other, sampling, spec), stream, len(other) + max_tokens)
+            plan = SteerPlan(sampling, sampling.seed or 0, self._eos)
+            return Opening(other, plan, stream, len(other) + max_tokens, LanePlan(model, model, other))
+
         self.engine.submit(
             Request(
                 handle=handle,
                 deliver=self._deliver,
                 prompt=array("q", prompt),
-                messages=(),
+                messages=messages,
                 program=spec.program,
                 plan=self.plan(prompt, sampling, spec),
                 text=TextStream(self.vocabulary, stop=sampling.stop),
                 choices=n,
-                rows=spec.program.rows(n),
-                max_tokens=8 if sampling.max_tokens is None else sampling.max_tokens,
+                rows=min(rows, spec.budget.max_rows or rows),
+                max_tokens=max_tokens,
+                budget=spec.budget,
+                progress=progress,
+                opener=opener,
                 salt=salt,
             )
         )
@@ -292,6 +321,7 @@ class FunctionReward:
 
     def __init__(self, name: str, function: Callable[[str], float]) -> None:
         self.name = name
+        self.tokens_read = 0
         self._function = function
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:

@@ -24,6 +24,7 @@ class Checksum:
     """A reward that any change of an answer changes, so that ties do not hide one."""
 
     name = "checksum"
+    tokens_read = 0
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         return [float(int.from_bytes(pair.answer.encode()) % 1_000_003) for pair in pairs]

@@ -1,0 +1,173 @@
+"""What every search shares: its declaration, and the context that scores and selects."""
+
+from collections.abc import Collection, Generator, Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field, fields
+from math import fsum, inf, isnan
+from typing import Any, ClassVar, Self
+
+from trimtab.decoders.params import Params
+from trimtab.decoders.rewards import Expression
+from trimtab.decoders.select import Argmax, Entry, Rule
+from trimtab.decoders.steer.draft import Draft
+from trimtab.engine.budget import Interrupted
+from trimtab.engine.errors import GuideError, InvalidRequest
+from trimtab.engine.program import Answer, Context, Extend, Op, Score
+from trimtab.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class SearchContext(Context):
+    """The engine's context with what the request says about rewards and selection."""
+
+    select: Rule
+    calibration: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """per guide: rewards of the base's own answers to this prompt, where an expression asks for them"""
+
+    @classmethod
+    def of(cls, context: Context, select: Rule) -> Self:
+        return cls(**{each.name: getattr(context, each.name) for each in fields(Context)}, select=select)
+
+    def score(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, list[float]]:
+        """Rewards of whole answers, noted on the sequences (`reward`, and `rewards` by guide). NaN: a guide failed.
+
+        The search is over if one that has finished reaches the budget's `reward_at_least`.
+        """
+        values = yield from self._evaluate(sequences, reward)
+        enough = self.budget.reward_at_least
+        for sequence, value in zip(sequences, values, strict=True):
+            sequence.reward = value
+        if enough is not None and any(
+            each.finish is not None and value >= enough for each, value in zip(sequences, values, strict=True)
+        ):
+            raise Interrupted("reward_at_least")
+        return values
+
+    def assess(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, list[float]]:
+        """Values of answers as far as they go, noted on the sequences (`value`). -inf where a guide failed."""
+        values = yield from self._evaluate(sequences, reward)
+        values = [-inf if isnan(value) else value for value in values]
+        for sequence, value in zip(sequences, values, strict=True):
+            sequence.value = value
+        return values
+
+    def finish(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, None]:
+        """Extend all sequences to their end and score them; as each ends, where the budget may stop early."""
+        live = list(sequences)
+        while live:
+            yield Extend(live, first=self.budget.reward_at_least is not None)
+            yield from self.score([each for each in live if each.finish is not None], reward)
+            live = [each for each in live if each.finish is None]
+
+    def choose(self, pool: Many[Sequence], considered: Many[Sequence] | None = None, **report: Any) -> Answer:
+        """Answer with what the request's rule selects from `pool`, whose rewards are known.
+
+        `considered` is what the response tells of as candidates, the pool if it is not given. Raises GuideError if
+        every reward is NaN.
+        """
+        if all(each.reward is not None and isnan(each.reward) for each in pool):
+            raise failed(pool)
+        chosen = self.ranked(pool, self.choices)
+        told = {**report, **self.select.report([_entry(each) for each in pool])}
+        candidates = pool if considered is None else considered
+        return Answer(chosen, candidates, told) if chosen else self.refuse(candidates, told)
+
+    def ranked(self, pool: Many[Sequence], count: int) -> list[Sequence]:
+        """The `count` answers that the request's rule selects, best first; none where it would rather say nothing."""
+        return [pool[index] for index in self.select.order([_entry(each) for each in pool], count, self.random)]
+
+    def refuse(self, considered: Many[Sequence], report: Mapping[str, Any] | None = None) -> Answer:
+        """Answer with the rule's refusal."""
+        refusals = [self.say(self.select.refusal) for _ in range(self.choices)]
+        return Answer(refusals, considered, report or {}, stopped_by="abstained")
+
+    def commit(self, sequence: Sequence, choice: int = 0) -> None:
+        """Send the answer so far as final text of a choice, unless the rule may yet refuse it."""
+        if not self.select.may_refuse:
+            Context.commit(self, sequence, choice)
+
+    def commit_shared(self, sequences: Many[Sequence], choice: int = 0) -> None:
+        """Send what all `sequences` begin with, unless the rule may yet refuse it."""
+        if not self.select.may_refuse:
+            Context.commit_shared(self, sequences, choice)
+
+    def _evaluate(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, list[float]]:
+        raw: dict[str, list[float]] = {}
+        for guide in reward.guides:
+            raw[guide] = yield Score(sequences, guide)
+        terms = reward.terms(raw, self.calibration)
+        for index, sequence in enumerate(sequences):
+            sequence.rewards = {guide: scores[index] for guide, scores in raw.items()}
+            sequence.terms = {guide: values[index] for guide, values in terms.items()}
+        return reward.values(raw, self.calibration)
+
+
+def failed(sequences: Many[Sequence]) -> GuideError:
+    """That the reward of `sequences` gave none of them a number."""
+    return GuideError(" and ".join(sequences[0].rewards), "gave NaN for every candidate")
+
+
+def worth(sequence: Sequence) -> float:
+    """The reward of an answer, or its value as long as it has no reward; -inf if it has none, or a guide failed."""
+    known = sequence.value if sequence.reward is None else sequence.reward
+    return -inf if known is None or isnan(known) else known
+
+
+def _entry(sequence: Sequence) -> Entry:
+    return Entry(
+        text=sequence.text.text,
+        tokens=tuple(sequence.answer),
+        reward=sequence.reward,
+        rewards=sequence.rewards,
+        logprob=fsum(each.base_logprob for each in sequence.measures),
+    )
+
+
+class Search(Params):
+    """Parameters of a method that works on whole answers; `run` is the algorithm.
+
+    Fields that name a reward are of type `Expression`; fields that name a language model are asked for in `call`.
+    """
+
+    one_voice: ClassVar[bool] = False
+    """it cuts answers back or weighs single tokens, so that no second model can speak in them (nudging, wsd)"""
+    most_field: ClassVar[str | None] = None
+    """the parameter to raise where it ends with fewer answers than choices are asked for; `rows_field` if None"""
+    measures: ClassVar[bool] = False
+    """it reads `Sequence.measures`: log-probabilities, KL and entropy of every token"""
+
+    def rule(self) -> Rule:
+        """How the choices are found among the answers where the request does not say."""
+        return Argmax()
+
+    def rows(self, choices: int) -> int:
+        """Sequences that decode at the same time at most."""
+        raise NotImplementedError
+
+    def most(self) -> int | None:
+        """Answers among which the choices are found; None: one search for each choice."""
+        return None
+
+    def call(self, draft: Draft) -> None:
+        """Ask for the language models that the search calls by name: `draft.call(guide, field=...)`."""
+
+    def expressions(self) -> dict[str, Expression]:
+        """The reward expressions, by field."""
+        values = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return {name: value for name, value in values if isinstance(value, Expression)}
+
+    def check(self, *, choices: int, rewards: Collection[str]) -> None:
+        for name, expression in self.expressions().items():
+            expression.check(rewards, path=f"decoding.{name}")
+        most = self.most()
+        if most is not None and choices > most:
+            field = self.most_field or self.rows_field
+            raise InvalidRequest(
+                f"a search with {field}={getattr(self, field)} ends with {most} answers and n asks for {choices} "
+                f"choices: raise decoding.{field}, or lower n",
+                param="n",
+            )
+
+    def run(self, context: SearchContext) -> Generator[Op, Any, Answer]:
+        """The search itself."""
+        raise NotImplementedError

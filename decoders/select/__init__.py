@@ -1,0 +1,7 @@
+"""Which answers of a pool are returned: the `select` of a request."""
+
+from trimtab.decoders.select.by_reward import Argmax
+from trimtab.decoders.select.parse import AnyRule, parse_rule
+from trimtab.decoders.select.rule import Entry, Rule
+
+__all__ = ["AnyRule", "Argmax", "Entry", "Rule", "parse_rule"]
