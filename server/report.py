@@ -58,7 +58,7 @@ def decodings(
 
 
 def _candidate(candidate: Candidate, searched: bool) -> dict[str, Any]:
-    told = {
+    told: dict[str, Any] = {
         "tokens": candidate.tokens,
         "reward": candidate.reward,
         "finish_reason": candidate.finish_reason,
@@ -66,4 +66,7 @@ def _candidate(candidate: Candidate, searched: bool) -> dict[str, Any]:
     }
     if not searched:
         return told
-    return {"text": candidate.text, **told, "rewards": candidate.rewards, "value": candidate.value}
+    told |= {"rewards": candidate.rewards, "value": candidate.value}
+    if candidate.terms != candidate.rewards:
+        told["terms"] = candidate.terms
+    return {"text": candidate.text, **told}

@@ -22,7 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(str(folder), settings=EngineSettings(pool_tokens=4096, max_rows=16, max_waiting=4)) as llm:
+    with LLM(
+        str(folder), settings=EngineSettings(pool_tokens=4096, max_rows=16, max_candidates=16, max_waiting=4)
+    ) as llm:
         yield llm
 
 
@@ -86,7 +88,7 @@ def test_an_absent_seed_is_drawn_and_reported(llm: LLM) -> None:
         (
             GenerationRequest(prompt="x", n=3, decoding={"strategy": "best_of_n", "n": 2, "reward": "length"}),
             "n",
-            "best of n=2",
+            "search with n=2",
         ),
         (GenerationRequest(prompt="x", sampling=SamplingParams(logit_bias={VOCAB: 1})), "logit_bias", "outside"),
         (GenerationRequest(prompt="x", sampling=SamplingParams(stop_token_ids=(999,))), "stop_token_ids", "outside"),

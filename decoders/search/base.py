@@ -66,7 +66,7 @@ class SearchContext(Context):
         every reward is NaN.
         """
         if all(each.reward is not None and isnan(each.reward) for each in pool):
-            raise failed(pool)
+            raise GuideError(" and ".join(pool[0].rewards), "gave NaN for every candidate")
         chosen = self.ranked(pool, self.choices)
         told = {**report, **self.select.report([_entry(each) for each in pool])}
         candidates = pool if considered is None else considered
@@ -100,11 +100,6 @@ class SearchContext(Context):
             sequence.rewards = {guide: scores[index] for guide, scores in raw.items()}
             sequence.terms = {guide: values[index] for guide, values in terms.items()}
         return reward.values(raw, self.calibration)
-
-
-def failed(sequences: Many[Sequence]) -> GuideError:
-    """That the reward of `sequences` gave none of them a number."""
-    return GuideError(" and ".join(sequences[0].rewards), "gave NaN for every candidate")
 
 
 def worth(sequence: Sequence) -> float:

@@ -2,11 +2,11 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from math import inf, isnan
+from math import isnan
 from typing import Any
 
 from trimtab.decoders.rewards import Expression
-from trimtab.decoders.search.base import Search, SearchContext, failed, worth
+from trimtab.decoders.search.base import Search, SearchContext, worth
 from trimtab.decoders.select import Rule
 from trimtab.engine.program import Answer, Context, Extend, Op, Score
 from trimtab.engine.sequence import Sequence
@@ -32,9 +32,6 @@ class SearchProgram:
         if self._samples:
             yield from self._calibrate(own)
         answer = yield from self.search.run(own)
-        judged = [each for each in answer.candidates if each.rewards]
-        if judged and all(worth(each) == -inf for each in judged):
-            raise failed(judged)
         if self.select.may_refuse and self.search.most() is None:  # one answer for each choice: all of them must do
             assert self._final is not None  # admission
             yield from own.score(answer.choices, self._final)

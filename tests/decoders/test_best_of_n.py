@@ -1,12 +1,14 @@
 """Best-of-n against its exact law on an enumerated toy model, and the choices it makes on small pools."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+from exact import answer_law, assert_law, total_variation
 from toy import Toy, byte_tokenizer, random_table
 
 from trimtab.decoders.spec import DecodingSpec
@@ -22,49 +24,45 @@ TEXTS = {WORDS.decode(answer): answer for answer in product(range(VOCAB), repeat
 RANKS = {answer: rank for rank, answer in enumerate(sorted(TEXTS.values(), key=lambda y: hash((*y, 7))))}
 
 
-def exact_base() -> dict[tuple[int, ...], float]:
-    """Probability of every answer of LENGTH tokens, in float64."""
-    law = {}
-    for answer in product(range(VOCAB), repeat=LENGTH):
-        probability = 1.0
-        for step, token in enumerate(answer):
-            z = TABLE([*PROMPT, *answer[:step]])
-            probability *= math.exp(z[token]) / np.exp(z).sum()
-        law[answer] = probability
-    return law
+BASE = answer_law(TABLE, PROMPT, VOCAB, LENGTH)
+
+
+def drawn(draws: int, decoding: dict[str, Any]) -> Counter[tuple[int, ...]]:
+    """Answers of so many requests, seeds 0, 1, ..., a thousand at a time."""
+    toy = Toy(TABLE, pages=60_000, rewards={"rank": lambda text: float(RANKS[TEXTS[text]])})
+    counts: Counter[tuple[int, ...]] = Counter()
+    for start in range(0, draws, 1000):
+        sampling = [SamplingParams(seed=seed, max_tokens=LENGTH) for seed in range(start, start + 1000)]
+        handles = [toy.submit(PROMPT, each, decoding=decoding) for each in sampling]
+        toy.finish()
+        counts.update(toy.result(handle).choices[0].token_ids for handle in handles)
+    return counts
 
 
 def test_base_law_sums_to_one() -> None:
-    assert sum(exact_base().values()) == pytest.approx(1)
+    assert sum(BASE.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_the_answer_follows_the_exact_law(n: int) -> None:
     """P(y) = F(y)^n - F(y-)^n for distinct rewards; 20,000 draws, chi-square."""
-    base = exact_base()
-    toy = Toy(TABLE, pages=60_000, rewards={"rank": lambda text: float(RANKS[TEXTS[text]])})
-    draws, wave = 20_000, 1000
-    counts: dict[tuple[int, ...], int] = dict.fromkeys(base, 0)
-    decoding = {"strategy": "best_of_n", "n": n, "reward": "rank"}
-    for start in range(0, draws, wave):
-        handles = [
-            toy.submit(PROMPT, SamplingParams(seed=start + i, max_tokens=LENGTH), decoding=decoding)
-            for i in range(wave)
-        ]
-        toy.finish()
-        for handle in handles:
-            counts[toy.result(handle).choices[0].token_ids] += 1
-    ordered = sorted(base, key=RANKS.__getitem__)
-    below = np.concatenate([[0.0], np.cumsum([base[answer] for answer in ordered])])
-    law = below[1:] ** n - below[:-1] ** n
-    observed = np.array([counts[answer] for answer in ordered])
-    variation = 0.5 * np.abs(observed / draws - law).sum()
-    common = law * draws >= 5
-    statistic = ((observed - law * draws) ** 2 / (law * draws))[common].sum()
-    freedom = common.sum() - 1
-    # The chi-square quantile at 0.999, by Wilson and Hilferty's cube; exact to 1 % from 5 degrees of freedom on.
-    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
-    assert statistic < limit, f"chi2 {statistic:.1f} > {limit:.1f}, total variation {variation:.4f}"
+    counts = drawn(20_000, {"strategy": "best_of_n", "n": n, "reward": "rank"})
+    ordered = sorted(BASE, key=RANKS.__getitem__)
+    below = np.concatenate([[0.0], np.cumsum([BASE[answer] for answer in ordered])])
+    assert_law(counts, dict(zip(ordered, below[1:] ** n - below[:-1] ** n, strict=True)))
+
+
+def test_the_soft_rule_nears_the_tilted_law_as_n_grows() -> None:
+    """pi(y) exp(r / temperature) / Z; by total variation, whose expectation from as many exact draws is about 0.05."""
+    temperature = 16.0
+    weights = {y: p * math.exp(RANKS[y] / temperature) for y, p in BASE.items()}
+    target = {y: w / math.fsum(weights.values()) for y, w in weights.items()}
+    soft = {"strategy": "best_of_n", "reward": "rank", "select": {"rule": "soft", "temperature": temperature}}
+    far = [total_variation(drawn(2000, {**soft, "n": n}), target) for n in (1, 3, 24)]
+    told = f"total variation from the tilted law: {far} for n = 1, 3, 24"
+    assert far[0] > far[1] + 0.05, told
+    assert far[1] > far[2] + 0.03, told
+    assert far[2] < 0.1, told
 
 
 def test_n_1_is_plain_sampling_with_the_same_seed() -> None:
@@ -160,24 +158,22 @@ def estimate(n: int, e: float) -> float:
 
 @pytest.mark.parametrize("n", [2, 5, 16])
 def test_the_report_tells_how_far_the_best_of_n_may_be_from_the_base(n: int) -> None:
-    base = exact_base()
     result = search(lambda text: float(RANKS[TEXTS[text]]), drafts=n, choices=2)
     told = result.report
     assert told["n"] == n
     assert told["kl_bound"] == pytest.approx(math.log(n) - (n - 1) / n)
     assert told["win_rate_bound"] == pytest.approx(n / (n + 1))
-    assert told["kl_estimate"] == pytest.approx(estimate(n, base[result.choices[0].token_ids]), rel=1e-4)
+    assert told["kl_estimate"] == pytest.approx(estimate(n, BASE[result.choices[0].token_ids]), rel=1e-4)
 
 
 def test_answers_of_one_reward_count_as_one_in_the_estimate() -> None:
     """Two classes of answers; with enough drafts, the better one is met in full."""
-    base = exact_base()
-    good = {answer for answer in base if sum(answer) % 5 == 0}
+    good = {answer for answer in BASE if sum(answer) % 5 == 0}
     result = search(lambda text: float(TEXTS[text] in good), drafts=256)
     met = {TEXTS[candidate.text] for candidate in result.candidates if candidate.reward == 1.0}
     assert met <= good
-    share = sum(base[answer] for answer in met)
-    assert share > 0.7 * sum(base[answer] for answer in good)
+    share = sum(BASE[answer] for answer in met)
+    assert share > 0.7 * sum(BASE[answer] for answer in good)
     assert result.report["kl_estimate"] == pytest.approx(estimate(256, share), rel=1e-4)
     assert search(lambda text: 0.0, drafts=256).report["kl_estimate"] < 0.1
 

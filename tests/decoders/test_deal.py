@@ -278,7 +278,7 @@ def test_every_option_changes_something(change: dict[str, object]) -> None:
         ({"beams": 52, "k": 5}, "decoding", "may be 256"),
         ({"lam": -0.1}, "decoding.lam", "greater than or equal to 0"),
         ({"lookahead": 513}, "decoding.lookahead", "less than or equal to 512"),
-        ({"reward": None, "constraint": {"keyword": ["a"]}}, "decoding.constraint.keyword", "Extra inputs"),
+        ({"reward": None, "constraint": {"keyword": ["a"]}}, "decoding.constraint.keyword", "mean 'keywords'"),
         ({"reward": "none"}, "decoding.reward", "no reward guide"),
     ],
 )

@@ -4,12 +4,12 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from exact import answer_law, total_variation
 from toy import Toy, random_table
 
 from trimtab.decoders.search.segments import Node
@@ -23,19 +23,10 @@ LETTERS = '!"#'  # the toy's first tokens
 BETA = 0.6
 
 
-def exact_base() -> dict[str, float]:
-    """Probability of every answer of LENGTH tokens, by its text, in float64."""
-    law = {}
-    for answer in product(range(VOCAB), repeat=LENGTH):
-        probability = 1.0
-        for step, token in enumerate(answer):
-            z = TABLE([*PROMPT, *answer[:step]])
-            probability *= math.exp(z[token]) / np.exp(z).sum()
-        law["".join(LETTERS[token] for token in answer)] = probability
-    return law
-
-
-BASE = exact_base()
+BASE = {
+    "".join(LETTERS[token] for token in answer): probability
+    for answer, probability in answer_law(TABLE, PROMPT, VOCAB, LENGTH).items()
+}
 REWARD = dict(zip(BASE, map(float, np.random.default_rng(0).normal(size=len(BASE))), strict=True))
 Z = sum(p * math.exp(REWARD[y] / BETA) for y, p in BASE.items())
 TARGET = {y: p * math.exp(REWARD[y] / BETA) / Z for y, p in BASE.items()}
@@ -52,8 +43,7 @@ def results(requests: int, **parameters: Any) -> list[Result]:
 
 
 def variation(found: list[Result], law: Mapping[str, float]) -> float:
-    counts = Counter(result.choices[0].text for result in found)
-    return float(0.5 * sum(abs(counts[y] / len(found) - law[y]) for y in law))
+    return total_variation(Counter(result.choices[0].text for result in found), law)
 
 
 def test_answers_approach_the_target_as_simulations_grow() -> None:

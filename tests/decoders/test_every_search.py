@@ -10,6 +10,7 @@ import pytest
 from toy import Toy, random_table
 
 from trimtab.decoders.registry import strategies
+from trimtab.decoders.search.base import Search
 from trimtab.engine.budget import Budget
 from trimtab.engine.job import Job
 from trimtab.engine.results import Failure, Result
@@ -175,16 +176,18 @@ def test_a_reward_that_fails_here_and_there(name: str, losing: bool) -> None:
 
 
 @every
-def test_a_reward_that_always_fails_names_itself(name: str) -> None:
+def test_a_reward_that_is_never_a_number(name: str) -> None:
     engine = toy(lambda text: math.nan)
     handle = submit(engine, name)
     engine.finish()
     end = engine.end(handle)
-    if name in UNREWARDED | {"tqstar", "rsd"}:  # tqstar would weigh a token by it; rsd lets the base write instead
-        assert isinstance(end, Failure if name == "tqstar" else Result)
-        return
-    assert isinstance(end, Failure)
-    assert "taste" in str(end.error)
+    one_answer = strategies()[name].params.most is Search.most
+    if name in UNREWARDED or (one_answer and name != "tqstar"):  # which would weigh a token by it
+        assert isinstance(end, Result)
+        assert end.choices[0].token_ids
+    else:
+        assert isinstance(end, Failure)
+        assert "taste" in str(end.error) or name == "tqstar"
 
 
 def interrupt(engine: Toy, handle: object, ticks: int, act: Callable[[], None]) -> None:
@@ -280,6 +283,78 @@ def test_a_steered_search_reports_what_steering_did(name: str) -> None:
     if name not in ("rsd", "gsi", "refine"):  # other models write there
         assert result.choices[0].steering is not None
         assert result.choices != run(name).choices
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "beam_search": {
+        "n": 6, "m": 4, "aggregate": "min", "reward": "short", "separator": "a", "step_tokens": 2, "steps": 1,
+    },
+    "best_of_n": {"n": 5, "export": "best_and_worst"},
+    "cards": {
+        "value": "short", "target": -2.0, "alpha": 0.0, "beta": 0.01, "hard": True, "entropy": 0.5, "min_segment": 1,
+        "max_segment": 8, "length": 3, "attempts": 1, "parallel": 1,
+    },
+    "cbs": {"w": 1, "k": 3, "chunk": 2, "untuned": "third", "tuned": "third", "reward": "taste"},
+    "cd_blockwise": {"k": 2, "block": 2, "value": "short"},
+    "darwin": {"value": "short", "mutations": 1, "mutator": "other", "mutation_tokens": 2, "m": 2, "elite": 1},
+    "deal": {"lam": 5.0, "beams": 1, "k": 2, "lookahead": 0},
+    "dts": {"beta": 0.1, "block": 1, "simulations": 3, "parallel": 1, "width": 2.0, "alpha": 1.0},
+    "dts_star": {"beta": 0.1, "block": 1, "simulations": 3, "parallel": 1, "width": 2.0, "alpha": 1.0, "c": 50.0},
+    "dvts": {"n": 6, "m": 4, "aggregate": "min", "reward": "short", "separator": "a", "step_tokens": 2, "steps": 1},
+    "gsi": {"n": 2, "beta": 5.0, "threshold": -9.0, "separator": "a", "step_tokens": 2, "draft": "third"},
+    "particle_filter": {"n": 3, "value": "short", "beta": 4.0, "block": 2, "separator": "e", "ess": 0.0},
+    "ppo_mcts": {"reward": "short", "simulations": 8, "k": 5, "c": 0.1, "prior_temperature": 0.2, "parallel": 3},
+    "qalign": {"beta": 0.1, "steps": 3, "chains": 2},
+    "refine": {"guide": "base", "rounds": 1, "n": 1, "instruction": "Shorter."},
+    "rps": {"directions": 2, "preference": {"taste": 1.0, "short": -1.0}, "angle": 80.0},
+    "rsd": {"draft": "third", "delta": -9.0, "accept": "clip", "separator": "a", "step_tokens": 2},
+    "self_consistency": {"n": 3, "extract": "number", "reward": "taste", "least": 1, "share": 0.4, "confidence": 0.4},
+    "speculative_rejection": {"n": 3, "value": "short", "alpha": 0.1, "schedule": [2]},
+    "treebon": {"n": 2, "layers": 2, "children": 1, "segment": 1, "dpo": "third", "ref": "third"},
+    "ts_llm": {
+        "reward": "short", "simulations": 6, "width": 3, "step_tokens": 2, "endings": ["a"], "min_step_tokens": 2,
+    },
+}  # fmt: skip
+NEEDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("rsd", "accept"): {"delta": None},
+    ("qalign", "burn_in"): {"select": "majority"},
+    ("self_consistency", "share"): {"least": 2, "confidence": 1.0},
+    ("self_consistency", "confidence"): {"least": 2, "share": 1.0},
+    ("self_consistency", "least"): {"share": 0.1},
+    ("dts_star", "beta"): {"simulations": 24, "c": 0.1},
+}
+"""what has to be changed beside an option, in both runs"""
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, each in OPTIONS.items() for option in each])
+def test_every_option_changes_something(name: str, option: str) -> None:
+    """An answer, a candidate, a number of the report or the tokens spent, for some seed."""
+
+    def seen(seed: int, **changes: Any) -> object:
+        engine = toy()
+        engine.add_lm("third", random_table(VOCAB, scale=1.0))
+        given = {**SEARCHES[name], **NEEDS.get((name, option), {}), **changes}
+        given = {key: value for key, value in given.items() if value is not None}
+        likelier = {EOS: 3.0} | dict.fromkeys(engine.vocabulary.encode("ea"), 4.0)  # ends of answers and steps
+        sampling = SAMPLED.model_copy(update={"seed": seed, "logit_bias": likelier})
+        handle = engine.submit(PROMPT, sampling, decoding={"strategy": name, **given}, messages=MESSAGES)
+        engine.finish()
+        result = engine.result(handle)
+        return told(result), result.report, result.usage.model_tokens
+
+    assert any(seen(seed) != seen(seed, **{option: OPTIONS[name][option]}) for seed in range(8))
+
+
+def test_every_option_is_tried() -> None:
+    """But rewards that are named anyway, and what has tests of its own."""
+    elsewhere = {
+        "cbs": {"value"}, "deal": {"constraint"}, "treebon": {"value"}, "qalign": {"burn_in"},
+        "self_consistency": {"vote_temperature"},
+    }  # fmt: skip
+    for name, options in OPTIONS.items():
+        known = set(strategies()[name].params.model_fields)
+        left = known - options.keys() - elsewhere.get(name, set())
+        assert left <= {"reward", "value"} & SEARCHES[name].keys(), (name, left)
 
 
 def test_budgets_are_strict() -> None:

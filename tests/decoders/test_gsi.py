@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact import assert_law, total_variation
 from toy import Logits, Toy, byte_tokenizer, random_table
 
 from trimtab.engine.errors import InvalidRequest
@@ -81,10 +82,6 @@ def counted(decoding: dict[str, object], draws: int) -> Counter[tuple[int, ...]]
     return Counter(engine.result(handle).choices[0].token_ids for handle in handles)
 
 
-def variation(counts: Counter[tuple[int, ...]], law: Law) -> float:
-    return 0.5 * sum(abs(counts[y] / counts.total() - p) for y, p in law.items())
-
-
 @pytest.mark.parametrize(
     ("changes", "law"),
     [
@@ -97,16 +94,9 @@ def variation(counts: Counter[tuple[int, ...]], law: Law) -> float:
 )
 def test_the_answer_follows_the_exact_law(changes: dict[str, object], law: Callable[[], Law]) -> None:
     """With steps as long as the answer; drafts of the base, and none accepted, are soft best-of-n. Chi-square."""
-    draws, expected = 1000, law()
+    expected = law()
     assert sum(expected.values()) == pytest.approx(1)
-    counts = counted(gsi(**changes), draws)
-    common = [y for y, p in expected.items() if p * draws >= 5]
-    statistic = sum((counts[y] - expected[y] * draws) ** 2 / (expected[y] * draws) for y in common)
-    freedom = len(common) - 1
-    # The chi-square quantile at 0.999, by Wilson and Hilferty's cube.
-    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
-    far = variation(counts, expected)
-    assert statistic < limit, f"chi2 {statistic:.1f} > {limit:.1f}, total variation {far:.4f}"
+    assert_law(counted(gsi(**changes), 1000), expected)
 
 
 def test_many_drafts_of_another_model_give_the_tilted_law_of_the_base() -> None:
@@ -114,7 +104,7 @@ def test_many_drafts_of_another_model_give_the_tilted_law_of_the_base() -> None:
     weights = {y: p * math.exp(BETA * taste(WORDS.decode(y))) for y, p in plain(BASE).items()}
     target = {y: weight / sum(weights.values()) for y, weight in weights.items()}
     few = [0.5 * sum(abs(drawn(plain(SMALL), tilted(), n)[y] - target[y]) for y in target) for n in (1, 2, 4)]
-    far = [*few, variation(counted(gsi(n=24), 400), target)]
+    far = [*few, total_variation(counted(gsi(n=24), 400), target)]
     assert sorted(far, reverse=True) == far, f"total variation {far}"
     assert far[-1] < 0.12 < 0.36 < far[0], f"total variation {far}"  # 400 draws of 9 answers are 0.05 off by chance
 
@@ -168,7 +158,7 @@ def test_the_reward_weighs_by_beta() -> None:
     assert taste(best.text) == max(seen) > taste(other.text)
 
 
-def test_drafts_without_a_reward_are_not_drawn_and_none_but_such_fall_back() -> None:
+def test_drafts_without_a_reward_are_not_drawn_and_where_there_are_none_but_such_the_base_writes() -> None:
     table = random_table(100)
     sampling = SamplingParams(seed=3, max_tokens=6)
 
@@ -177,10 +167,10 @@ def test_drafts_without_a_reward_are_not_drawn_and_none_but_such_fall_back() -> 
 
     chosen = toy(table, table, reward=picky).run(PROMPT, sampling, decoding=gsi(n=16))
     assert taste(chosen.choices[0].text) > 0.7
-    hopeless = toy(table, table, reward=lambda text: math.nan)
-    result = hopeless.run(PROMPT, sampling, decoding=gsi(n=3, step_tokens=3, threshold=-1e9))
-    assert (result.report["accepted"], result.report["base_tokens"]) == (0, 6)
-    assert len(hopeless.run(PROMPT, sampling, decoding=gsi(n=3)).choices[0].token_ids) == 6
+    late = toy(table, table, reward=lambda text: math.nan if len(text) < 6 else 0.0)
+    result = late.run(PROMPT, sampling, decoding=gsi(n=3, step_tokens=3, threshold=-1e9))
+    assert (result.report["accepted"], result.report["base_tokens"]) == (1, 3)
+    assert len(result.choices[0].token_ids) == 6
 
 
 def test_the_fallback_is_steered_as_the_request_has_it() -> None:

@@ -3,11 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+from exact import answer_law, total_variation
 from toy import Toy, random_table
 
 from trimtab.engine.results import Failure, Result
@@ -18,19 +18,10 @@ TABLE = random_table(VOCAB, scale=0.8)
 LETTERS = '!"#'  # the toy's first tokens
 
 
-def exact_base() -> dict[str, float]:
-    """Probability of every answer of LENGTH tokens, by its text, in float64."""
-    law = {}
-    for answer in product(range(VOCAB), repeat=LENGTH):
-        probability = 1.0
-        for step, token in enumerate(answer):
-            z = TABLE([*PROMPT, *answer[:step]])
-            probability *= math.exp(z[token]) / np.exp(z).sum()
-        law["".join(LETTERS[token] for token in answer)] = probability
-    return law
-
-
-BASE = exact_base()
+BASE = {
+    "".join(LETTERS[token] for token in answer): probability
+    for answer, probability in answer_law(TABLE, PROMPT, VOCAB, LENGTH).items()
+}
 REWARD = dict(zip(BASE, map(float, np.random.default_rng(0).normal(size=len(BASE))), strict=True))
 
 
@@ -54,8 +45,7 @@ def results(requests: int, **parameters: Any) -> list[Result]:
 
 
 def variation(found: list[Result], law: Mapping[str, float]) -> float:
-    counts = Counter(result.choices[0].text for result in found)
-    return 0.5 * sum(abs(counts[y] / len(found) - law[y]) for y in law)
+    return total_variation(Counter(result.choices[0].text for result in found), law)
 
 
 def test_answers_approach_the_target_as_particles_grow_even_with_wrong_values() -> None:

@@ -13,10 +13,9 @@ from toy import Toy, byte_tokenizer, random_table
 
 from trimtab.decoders.search.puct import Node
 from trimtab.decoders.spec import DecodingSpec
-from trimtab.engine.errors import GuideError, InvalidRequest
+from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.base import HeadGuide
 from trimtab.engine.guides.heads import ValueHead
-from trimtab.engine.results import Failure
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Vocabulary
@@ -263,16 +262,6 @@ def test_a_failure_speaks_for_nobody_else() -> None:
     answer = WORDS.decode(ids(before))
     assert answer.startswith(first)
     assert not answer.startswith(likely)
-
-
-def test_a_guide_that_always_fails_is_named() -> None:
-    engine = toy(rewards={"taste": lambda text: math.nan})
-    handle = engine.submit(PROMPT, GREEDY, decoding=mcts())
-    engine.finish()
-    end = engine.end(handle)
-    assert isinstance(end, Failure)
-    assert isinstance(end.error, GuideError)
-    assert "taste" in str(end.error)
 
 
 def test_each_choice_is_a_search_of_its_own() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact import assert_law, total_variation
 from toy import Toy, random_table
 
 from trimtab.decoders.spec import DecodingSpec
@@ -73,14 +74,10 @@ def test_the_last_state_follows_the_exact_law_and_nears_the_target(steps: int, r
     """After t steps the law is pi P^t; chi-square."""
     law = np.array(list(BASE.values())) @ np.linalg.matrix_power(kernel(), steps)
     counts = Counter(result.choices[0].token_ids for result in results(requests, steps=steps))
-    observed = np.array([counts[y] for y in ANSWERS])
-    common = law * requests >= 5
-    statistic = ((observed - law * requests) ** 2 / (law * requests))[common].sum()
-    freedom = common.sum() - 1
-    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3  # the 0.999 quantile
-    found, exact = (0.5 * np.abs(each - target()).sum() for each in (observed / requests, law))
-    told = f"chi2 {statistic:.1f} > {limit:.1f}; total variation from the target {found:.3f}, by the law {exact:.3f}"
-    assert statistic < limit, told
+    assert_law(counts, dict(zip(ANSWERS, law, strict=True)))
+    found = total_variation(counts, dict(zip(ANSWERS, target(), strict=True)))
+    exact = 0.5 * np.abs(law - target()).sum()
+    told = f"total variation from the target {found:.3f}, by the law {exact:.3f}"
     assert found < exact + 0.06, told
     assert exact < {0: 1.0, 3: 0.3, 16: 0.03}[steps], told
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact import assert_law
 from toy import Logits, Toy, byte_tokenizer, random_table
 
 from trimtab.decoders.spec import DecodingSpec
@@ -74,14 +75,7 @@ def test_the_answer_follows_the_exact_law(changes: dict[str, object], keeps: Cal
     handles = [engine.submit(PROMPT, each, decoding=rsd(step_tokens=1, **changes)) for each in sampling]
     engine.finish()
     counts = Counter(engine.result(handle).choices[0].token_ids for handle in handles)
-    common = [answer for answer in law if law[answer] * draws >= 5]
-    assert counts.keys() <= {answer for answer in law if law[answer] > 0}
-    statistic = sum((counts[each] - law[each] * draws) ** 2 / (law[each] * draws) for each in common)
-    variation = 0.5 * sum(abs(counts[answer] / draws - law[answer]) for answer in law)
-    freedom = len(common) - 1
-    # The chi-square quantile at 0.999, by Wilson and Hilferty's cube.
-    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
-    assert statistic < limit, f"chi2 {statistic:.1f} > {limit:.1f}, total variation {variation:.4f}"
+    assert_law(counts, law)
 
 
 def greedy(table: Logits, answer: Sequence[int], count: int) -> list[int]:

@@ -12,8 +12,7 @@ from toy import Toy, byte_tokenizer, random_table
 
 from trimtab.decoders.search.ts_llm import exploration
 from trimtab.decoders.spec import DecodingSpec
-from trimtab.engine.errors import GuideError, InvalidRequest
-from trimtab.engine.results import Failure
+from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.vocabulary import Vocabulary
 
@@ -258,16 +257,6 @@ def test_steps_that_a_guide_fails_on_lose() -> None:
         assert token not in ids(engine)
     late = toy(rewards={"taste": lambda text: math.nan if len(text) < LENGTH else TASTE(text)})
     assert len(ids(late)) == LENGTH
-
-
-def test_a_guide_that_always_fails_is_named() -> None:
-    engine = toy(rewards={"taste": lambda text: math.nan})
-    handle = engine.submit(PROMPT, SAMPLING, decoding=tree())
-    engine.finish()
-    end = engine.end(handle)
-    assert isinstance(end, Failure)
-    assert isinstance(end.error, GuideError)
-    assert "taste" in str(end.error)
 
 
 @pytest.mark.parametrize("length", [0, 1])
