@@ -32,7 +32,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beam_search": {"n": 4, "m": 2, "separator": ".", "step_tokens": 12, "value": "long"},
     "dvts": {"n": 4, "m": 2, "separator": ".", "step_tokens": 12, "value": "long"},
     "particle_filter": {"n": 8, "block": 8, "beta": 0.05, "value": "long", **R},
-    "ppo_mcts": {"value": "long"},
+    "ppo_mcts": {"value": "long", "c": 100.0},
     "ts_llm": {"simulations": 8, "step_tokens": 12, "value": "long"},
     "dts": {"simulations": 16, "block": 12, **R},
     "dts_star": {"simulations": 16, "block": 12, **R},
@@ -106,8 +106,12 @@ def _targets(llm: LLM, args: argparse.Namespace) -> Iterator[dict[str, object]]:
     full = _tokens(_answer(llm, {"strategy": "best_of_n", "n": 16, **R}, 256))
     some = _tokens(_answer(llm, {"strategy": "speculative_rejection", "n": 16, **R}, 256))
     yield {"target": "speculative_rejection over best_of_n, 16 x 256 tokens", "asked": 0.6, "is": some / full}
-    chain = _answer(llm, {"strategy": "qalign", "steps": 32, "beta": 10.0, **R}, 64)
-    yield {"target": "qalign, 32 steps, over 32 answers of 64 tokens", "asked": 0.55, "is": _tokens(chain) / (32 * 64)}
+    chains = _answer(llm, {"strategy": "qalign", "steps": 32, "chains": 8, "beta": 10.0, **R}, 64)
+    yield {
+        "target": "qalign, 32 steps, over 32 answers of 64 tokens; 8 chains",
+        "asked": 0.55,
+        "is": _tokens(chains) / (8 * 32 * 64),
+    }
     before = llm.stats.prompt_tokens
     beams = _answer(llm, {"strategy": "cbs", "value": "long"}, 64)
     prefilled = llm.stats.prompt_tokens - before

@@ -235,6 +235,7 @@ class Engine:
         found = self._sampler.weigh([sequence for _, sequence, _ in rows], [weighed for *_, weighed in rows])
         for (job, sequence, _), drawn in zip(rows, found, strict=True):
             if drawn.id >= 0 and job.request.handle in self._jobs:
+                sequence.weighed = True
                 self._append(job, sequence, drawn)
             elif job.request.handle in self._jobs:
                 self._fail(job, TrimtabError("the search gave no token a finite score"))

@@ -164,13 +164,24 @@ class SteerPlan:
         return self.candidates.top_k if self.candidates is not None and self.values else 0
 
     @property
+    def drawn_as_given(self) -> bool:
+        """Whether the sampling parameters leave a distribution as it is."""
+        sampling = self.sampling
+        filters = sampling.top_k or self.limit or sampling.top_p < 1.0 or sampling.min_p > 0.0
+        return sampling.temperature == 1.0 and not filters and not self.edits_logits
+
+    @property
     def shaped(self) -> bool:
         """Whether the scores that tokens are drawn from need more than the base's logits and the answer's edits.
 
         The base's turn in a greedy duet does not: its token is the most likely one, and nothing is to be measured.
         """
         quiet = self.gate is not None and self.hidden is None and self.sampling.temperature == 0
-        return self.trace or self.measured or (self.steered and (not quiet or self.edits_logits))
+        return (
+            self.trace
+            or (self.measured and not self.drawn_as_given)
+            or (self.steered and (not quiet or self.edits_logits))
+        )
 
     @property
     def steered(self) -> bool:

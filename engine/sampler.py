@@ -1,5 +1,6 @@
 """From the sequences of a decode step to one batched draw: marshals rows into tensors, then calls the kernels."""
 
+import math
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from trimtab.engine.values import Scorer
 from trimtab.kernels.candidates import best_candidates
 from trimtab.kernels.edits import Edits, apply_edits, history_edits
 from trimtab.kernels.philox import uniforms
-from trimtab.kernels.statistics import steer_statistics
+from trimtab.kernels.statistics import base_statistics, steer_statistics
 from trimtab.kernels.steer_sample import steer_sample, top_logprobs
 from trimtab.kernels.survivors import RowParams
 from trimtab.kernels.tiles import allowed
@@ -79,11 +80,12 @@ class Sampler:
             return batch.steered(scores, noise, partial(batch.steering.guilty, outputs=outputs))
         out = steer_sample(logits, batch.params, noise, edits=edits, logprobs=bool(batch.reporting))
         ids = out.token.tolist()
+        measures = batch.unsteered_measures(logits, out.token) if batch.measuring else {}
         reports: dict[int, TokenLogprob] = {}
         if batch.reporting:
             assert out.base_logprob is not None
             reports = batch.reports(ids, out.base_logprob.tolist(), logits)
-        return [Drawn(token, reports.get(i)) for i, token in enumerate(ids)]
+        return [Drawn(token, reports.get(i), measures.get(i)) for i, token in enumerate(ids)]
 
     def propose(
         self, rows: list[Sequence], counts: list[int], logits: Tensor, outputs: Outputs, score: Scorer
@@ -116,6 +118,8 @@ class Sampler:
     def weigh(self, rows: list[Sequence], weighed: list[Weighed]) -> list[Drawn]:
         """Draw from scores that programs gave; their other tokens are out. Edits and steering are in them already."""
         reference = torch.stack([each.reference for each in weighed])  # (B, V)
+        if all(map(_is_settled, weighed)) and not any(row.plan.trace for row in rows):
+            return self._settled(rows, [next(iter(each.scores)) for each in weighed], reference)
         device = reference.device
         entries = [(i, *entry) for i, each in enumerate(weighed) for entry in each.scores.items()]
         index = torch.tensor([(row, token) for row, token, _ in entries], dtype=torch.long, device=device)
@@ -124,6 +128,18 @@ class Sampler:
         batch = _Batch(rows, self._guides, device, searched=True)
         scores = Scores(z, reference, {i: each.values for i, each in enumerate(weighed)})
         return batch.steered(scores, batch.noise(), lambda row: None)
+
+    def _settled(self, rows: list[Sequence], ids: list[int], reference: Tensor) -> list[Drawn]:
+        """Tokens that the programs have chosen themselves: certain, whatever the base thinks of them."""
+        token = torch.tensor(ids, device=reference.device)
+        logprobs = base_statistics(reference, token)[0].tolist()
+        changed = (reference.argmax(dim=1) != token).tolist()
+        batch = _Batch(rows, self._guides, reference.device, searched=True)
+        reports = batch.reports(ids, logprobs, reference) if batch.reporting else {}
+        return [
+            Drawn(each, reports.get(i), Measure(0.0, logprob, -logprob, changed[i]))
+            for i, (each, logprob) in enumerate(zip(ids, logprobs, strict=True))
+        ]
 
     def speak(self, rows: list[Sequence], logits: Tensor) -> list[int]:
         """Draw from the other voice's `logits` (R, V'): the same sampling, none of the base's edits; -1: nothing.
@@ -162,13 +178,14 @@ class _Batch:
         self.streams = np.array([row.stream for row in rows], dtype=np.int64)
         self.params = _row_params(plans, device)
         self.reporting = [i for i, sampling in enumerate(wanted) if sampling.logprobs is not None]
+        self.measuring = [i for i, plan in enumerate(plans) if plan.measured]
         self.top = max((wanted[i].logprobs or 0 for i in self.reporting), default=0)
         self._device = device
         self.steering: Steering | None = None
         if not searched and any(plan.shaped for plan in plans):
             self.steering = Steering(rows, guides, device)
         if searched or self.steering is not None:
-            self._tallied = {i for i, plan in enumerate(plans) if searched or plan.shaped}
+            self._tallied = {i for i, plan in enumerate(plans) if searched or plan.shaped or plan.measured}
             self._measured = sorted({*self._tallied, *self.reporting})
             self._measured_params = _row_params([plans[i] for i in self._measured], device)
             self._traced = [i for i in self._measured if plans[i].trace]
@@ -225,6 +242,14 @@ class _Batch:
         kept = {row: measure for row, measure in measures.items() if row in self._tallied}
         return [Drawn(token, reports.get(i), kept.get(i), traces.get(i), errors.get(i)) for i, token in enumerate(ids)]
 
+    def unsteered_measures(self, logits: Tensor, token: Tensor) -> dict[int, Measure]:
+        """Measures of the rows whose program asks for them, where all tokens come from the base's own distribution."""
+        index = torch.tensor(self.measuring, device=self._device)
+        logprobs, entropies = (each.tolist() for each in base_statistics(logits[index], token[index]))
+        pairs = zip(logprobs, entropies, strict=True)
+        found = [Measure(logprob, logprob, 0.0, False, entropy) for logprob, entropy in pairs]
+        return dict(zip(self.measuring, found, strict=True))
+
     def reports(self, ids: list[int], base_logprobs: list[float], reference: Tensor) -> dict[int, TokenLogprob]:
         """Log-probabilities under the base, for the rows whose request wants them."""
         values, best = top_logprobs(reference[self.reporting], self.top)
@@ -273,6 +298,11 @@ class _Batch:
 
 
 _NOTHING: "array[int]" = array("q")
+
+
+def _is_settled(weighed: Weighed) -> bool:
+    """Whether the program leaves one token to draw."""
+    return len(weighed.scores) == 1 and all(map(math.isfinite, weighed.scores.values()))
 
 
 def _best(ids: list[int], scores: list[float], fine: list[bool], count: int, limit: int) -> dict[int, float]:

@@ -51,6 +51,8 @@ class Sequence:
     """what the program thinks of it while it is not finished; filled by the program"""
     proposal: tuple[dict[int, float], Tensor] | None = None
     """answer to the last Propose, with the base's logits (V,); filled by the engine, gone with the next token"""
+    weighed: bool = False
+    """the program has drawn tokens of it by scores of its own"""
     capped: bool = False
     """the budget's KL has ended it"""
     choice: int | None = None
@@ -128,7 +130,7 @@ class Sequence:
     @property
     def steering(self) -> Steering | None:
         """How far the answer is from the base's; None where nothing steers."""
-        if not (self.plan.steered or self.plan.trace):
+        if not (self.plan.steered or self.plan.trace or self.weighed):
             return None
         return summarise(self.measures, against_base=self.plan.variant == PLAIN or self.plan.reference is not None)
 
@@ -184,6 +186,7 @@ class Sequence:
                 candidate=self.candidate,
                 value=self.value,
                 proposal=self.proposal,
+                weighed=self.weighed,
                 capped=self.capped,
                 finish=self.finish,
                 stop_reason=self.stop_reason,

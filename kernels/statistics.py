@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trimtab.kernels.steer_sample import reference_steer
 from trimtab.kernels.survivors import Group, RowParams, scaled_probs, survivors
-from trimtab.kernels.tiles import NEG_INF, allowed, first_best, log_mass
+from trimtab.kernels.tiles import NEG_INF, Allowed, allowed, first_best, log_mass
 
 
 class Statistics(NamedTuple):
@@ -50,9 +50,7 @@ def steer_statistics(scores: Tensor, base: Tensor, token: Tensor, params: RowPar
     """
     steered, plain = allowed(scores.float()), allowed(base.float())
     top, of_token = steered.top, token.clamp(min=0)[:, None]  # (B, 1)
-    base_probs = plain.z.softmax(dim=1)
-    base_scale, base_mass = log_mass(base_probs)
-    base_logprobs = (plain.z - plain.top).sub_(base_scale.float())  # (B, V)
+    base_probs, base_mass, base_logprobs = _distribution(plain)
     logprob, entropy, kl = (torch.empty_like(top[:, 0]) for _ in range(3))
     for g in params.groups:
         rows = g.rows
@@ -71,6 +69,24 @@ def steer_statistics(scores: Tensor, base: Tensor, token: Tensor, params: RowPar
         kl=kl.clamp(min=0.0).masked_fill(dead | base_dead, nan),
         top1_changed=(first_best(steered.z, steered.peaks) != first_best(plain.z, plain.peaks)) & ~dead & ~base_dead,
     )
+
+
+def base_statistics(base: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of `token` (B,) int64 under softmax(base) and its entropy, (B,) float32 each in nats.
+
+    What `steer_statistics` tells of the base (B, V) alone; nan where it allows nothing.
+    """
+    plain = allowed(base.float())
+    probs, mass, logprobs = _distribution(plain)
+    found = logprobs.gather(1, token.clamp(min=0)[:, None])[:, 0], -_mean(probs, mass, logprobs)
+    return found[0].masked_fill(~plain.alive, float("nan")), found[1].masked_fill(~plain.alive, float("nan"))
+
+
+def _distribution(plain: Allowed) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (B, V), their mass (B, 1) float64, which is not quite 1, and log-probabilities (B, V)."""
+    probs = plain.z.softmax(dim=1)
+    scale, mass = log_mass(probs)
+    return probs, mass, (plain.z - plain.top).sub_(scale.float())
 
 
 def _open(z: Tensor, top: Tensor, g: Group, base_logprobs: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -546,3 +546,46 @@ def test_tokens_that_a_reward_reads_are_spread_over_the_answers_of_its_batch() -
     toy.finish()
     assert [toy.result(handle).usage.model_tokens["read"] for handle in handles] == [10, 30]
     assert toy.stats.model_tokens["read"] == 40
+
+
+def test_measures_are_the_same_whether_or_not_the_pass_has_more_to_do() -> None:
+    """Beside a traced request the batch goes the long way; the numbers are those of the base in float64."""
+    found: list[list[Any]] = []
+
+    def run(context: Context) -> Generator[Op, Any, Answer]:
+        drafts = context.prompt.fork(2)
+        yield Extend(drafts)
+        found.append([each for draft in drafts for each in draft.measures])
+        return Answer(drafts, drafts)
+
+    alone, beside = Toy(TABLE), Toy(TABLE)
+    play(alone, run, measured=True)
+    beside.submit(PROMPT, SAMPLED, decoding={"trace": "tokens"})
+    handle = play(beside, run, measured=True)
+    for toy in (alone, beside):
+        toy.finish()
+    short, long = found
+    for field in ("logprob", "base_logprob", "kl", "base_entropy"):
+        assert [getattr(each, field) for each in short] == pytest.approx(
+            [getattr(each, field) for each in long], abs=1e-5
+        )
+    answer = beside.result(handle).choices[0].token_ids
+    assert [each.base_logprob for each in short[:8]] == pytest.approx(logprobs(TABLE, answer), abs=1e-5)
+    entropies = [entropy([*PROMPT, *answer[:at]]) for at in range(8)]
+    assert [each.base_entropy for each in short[:8]] == pytest.approx(entropies, abs=1e-5)
+
+
+def test_a_token_that_a_program_has_chosen_counts_as_certain() -> None:
+    def run(context: Context) -> Generator[Op, Any, Answer]:
+        (draft,) = context.prompt.fork(1)
+        while draft.finish is None:
+            (proposal,) = yield Propose([draft], 3)
+            yield Draw([draft], [{list(proposal)[-1]: 0.0}])
+        return Answer([draft], [draft])
+
+    choice = told(Toy(TABLE), run).choices[0]
+    known = sum(logprobs(TABLE, choice.token_ids))
+    assert choice.steering is not None
+    assert choice.steering.logprob_steered == 0.0
+    assert choice.steering.kl == pytest.approx(-known, abs=1e-4)
+    assert choice.steering.intervention_rate == 1.0

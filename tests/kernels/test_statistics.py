@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels.philox import uniforms
-from trimtab.kernels.statistics import Statistics, reference_statistics, steer_statistics
+from trimtab.kernels.statistics import Statistics, base_statistics, reference_statistics, steer_statistics
 from trimtab.kernels.steer_sample import steer_sample
 from trimtab.kernels.survivors import RowParams
 
@@ -152,3 +152,16 @@ def test_best_tokens_that_tie_are_told_apart_by_id() -> None:
     scores[0, [300, 400]], scores[1, [299, 300]] = 1.0, 1.0
     found = steer_statistics(scores, base, torch.tensor([300, 300]), row_params(*[(1.0, 0, 1.0, 0.0)] * 2))
     assert found.top1_changed.tolist() == [False, True]
+
+
+def test_the_base_alone_has_the_numbers_that_it_has_beside_steering() -> None:
+    base = normal(5, 700, seed=3)
+    base[1, 40], base[2, 7:] = NAN, -INF
+    base[4] = -INF
+    token = torch.tensor([3, 41, 2, 699, 0])
+    beside = steer_statistics(normal(5, 700, seed=4), base, token, row_params(*[(1.0, 0, 1.0, 0.0)] * 5))
+    logprob, entropy = base_statistics(base, token)
+    torch.testing.assert_close(logprob, beside.base_logprob, equal_nan=True)
+    torch.testing.assert_close(entropy, beside.base_entropy, equal_nan=True)
+    assert logprob[4].isnan()
+    assert logprob[0] == pytest.approx(base[0].double().log_softmax(0)[3].item(), abs=1e-6)
