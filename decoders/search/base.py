@@ -29,17 +29,15 @@ class SearchContext(Context):
         return cls(**{each.name: getattr(context, each.name) for each in fields(Context)}, select=select)
 
     def score(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, list[float]]:
-        """Rewards of whole answers, noted on the sequences (`reward`, and `rewards` by guide). NaN: a guide failed.
+        """Rewards of finished answers, noted on the sequences (`reward`, and `rewards` by guide). NaN: a guide failed.
 
-        The search is over if one that has finished reaches the budget's `reward_at_least`.
+        The search is over if one of them reaches the budget's `reward_at_least`.
         """
         values = yield from self._evaluate(sequences, reward)
-        enough = self.budget.reward_at_least
         for sequence, value in zip(sequences, values, strict=True):
             sequence.reward = value
-        if enough is not None and any(
-            each.finish is not None and value >= enough for each, value in zip(sequences, values, strict=True)
-        ):
+        enough = self.budget.reward_at_least
+        if enough is not None and any(value >= enough for value in values):
             raise Interrupted("reward_at_least")
         return values
 

@@ -58,8 +58,9 @@ class SearchProgram:
         if self.select.may_refuse and not (over and ranked):
             return own.refuse(pool)
         choices: list[Sequence] = []
-        for choice in range(context.choices):
-            fitting = (each for each in ranked if each not in choices and context.fits(each, choice))
+        for choice in range(context.choices):  # of searches that make one answer for each, the last is unfinished
+            left = (each for each in (*ranked, *alive) if each not in choices)
+            fitting = (each for each in left if context.fits(each, choice))
             choices.append(next(fitting, None) or context.retell(choice))
         return Answer(choices, pool, stopped_by=reason)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -113,6 +114,32 @@ def test_of_unfinished_answers_the_best_so_far_is_returned(monkeypatch: pytest.M
     assert result.stopped_by == "deadline_ms"
     assert len(result.choices[0].token_ids) == 3
     assert taste(result.choices[0].text) == max(taste(each.text) for each in result.candidates)
+
+
+@pytest.mark.parametrize("finished", [1, 2])
+def test_what_was_sent_of_each_choice_stands(finished: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is better: choices that were made one after the other keep their places."""
+    decoding = {
+        "strategy": "cards", "reward": "turn", "target": -99.0, "hard": True, "min_segment": 1, "max_segment": 2,
+        "parallel": 1, "budget": {"deadline_ms": 3_600_000},
+    }  # fmt: skip
+
+    def due(job: Job) -> str | None:
+        ended = [each for each in job.prompt.family if each.finish is not None]
+        going = [each for each in job.prompt.family if each.finish is None and each.generated > 2]
+        return "deadline_ms" if len(ended) == finished and (finished == 2 or going) else None
+
+    for sign in (1.0, -1.0):
+        turns = count()
+        engine = Toy(TABLE, rewards={"turn": lambda text, s=sign, t=turns: s * next(t)})  # type: ignore[misc]
+        handle = engine.submit(PROMPT, SAMPLED, n=2, decoding=decoding)
+        monkeypatch.setattr(Job, "overspent", property(due))
+        engine.finish()
+        result = engine.result(handle)
+        for index, choice in enumerate(result.choices):
+            sent = "".join(delta.text for delta in engine.deltas(handle) if delta.choice == index)
+            assert sent == choice.text
+            assert len(choice.token_ids) == LENGTH if index + 1 <= finished else 2 < len(choice.token_ids) < LENGTH
 
 
 def test_finished_answers_go_before_better_ones_that_are_not() -> None:
