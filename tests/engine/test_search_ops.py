@@ -589,3 +589,27 @@ def test_a_token_that_a_program_has_chosen_counts_as_certain() -> None:
     assert choice.steering.logprob_steered == 0.0
     assert choice.steering.kl == pytest.approx(-known, abs=1e-4)
     assert choice.steering.intervention_rate == 1.0
+
+
+def test_of_an_answer_that_another_model_drafted_no_distance_to_the_base_is_told() -> None:
+    """The base has not read those tokens; what their model thought of them is known to the program."""
+    seen: list[Any] = []
+
+    def run(context: Context) -> Generator[Op, Any, Answer]:
+        (draft,) = context.voiced(context.prompt, 1, "other")
+        yield Extend([draft], max_tokens=3)
+        seen.extend(draft.measures)
+        (mine,) = context.steered(draft, 1)
+        yield Extend([mine])
+        return Answer([mine], [mine])
+
+    toy = Toy(TABLE)
+    toy.add_lm("other", OTHER)
+    toy.add_lm("arm", random_table(VOCAB, scale=3.0))
+    steer = {"strategy": "genarm", "arm": "arm", "alpha": 0.5}
+    choice = told(toy, run, decoding=steer, calls=["other"], measured=True).choices[0]
+    assert choice.steering is not None
+    assert choice.steering.tokens == 8
+    assert choice.steering.kl is None
+    assert choice.steering.intervention_rate is None
+    assert [each.base_logprob for each in seen] == pytest.approx(logprobs(OTHER, choice.token_ids[:3]), abs=1e-5)
