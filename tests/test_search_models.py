@@ -11,6 +11,7 @@ from plain import Plain, base_prompt
 from steered import DRAWN, GREEDY, TOKENS, chat, furnish, guides, ids, load
 
 from trimtab import LLM, SamplingParams
+from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.heads import ValueHead
 
 STEP = {"separator": "never", "step_tokens": 4}
@@ -119,13 +120,39 @@ def test_a_small_pool_changes_nothing(name: str, llm: LLM, place: Path, every: d
 @pytest.mark.parametrize("name", SEARCHES)
 def test_an_edited_request_is_searched_like_any_other(name: str, llm: LLM) -> None:
     """Penalties, filters and a temperature, under a control vector."""
+    others = name in ("gsi", "rsd")
     sampling = SamplingParams(
-        temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.2, max_tokens=TOKENS, seed=3, logprobs=1
+        temperature=0.7,
+        top_p=0.9,
+        top_k=40,
+        repetition_penalty=1.2,
+        max_tokens=TOKENS,
+        seed=3,
+        logprobs=None if others else 1,
     )
     decoding = {"strategy": name, **SEARCHES[name], "steer": [{"method": "control_vector", "vector": "calm"}]}
     (choice,) = chat(llm, decoding, sampling).choices
-    assert choice.logprobs is not None
-    assert len(choice.logprobs) == len(choice.token_ids) > 0
+    assert choice.token_ids
+    if not others:
+        assert choice.logprobs is not None
+        assert len(choice.logprobs) == len(choice.token_ids)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {"strategy": "rsd", **SEARCHES["rsd"]},
+        {"strategy": "gsi", **SEARCHES["gsi"]},
+        {"strategy": "refine", "guide": "foreign", "instruction": "Shorter."},
+    ],
+)
+def test_log_probabilities_of_what_another_model_wrote_are_refused(decoding: dict[str, Any], llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="another model may write") as caught:
+        chat(llm, decoding, DRAWN.model_copy(update={"logprobs": 0}))
+    assert caught.value.param == "logprobs"
+    if decoding["strategy"] != "rsd":
+        own = {**decoding, "draft" if decoding["strategy"] == "gsi" else "guide": "base"}
+        assert chat(llm, own, DRAWN.model_copy(update={"logprobs": 0})).choices[0].logprobs
 
 
 def test_greedy_searches_without_a_choice_say_what_the_model_says(llm: LLM) -> None:

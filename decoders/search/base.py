@@ -141,6 +141,11 @@ class Search(Params):
         """Answers among which the choices are found; None: one search for each choice."""
         return None
 
+    @property
+    def others_write(self) -> bool:
+        """Whether text of another model may become the answer, of which the base's log-probabilities are not known."""
+        return False
+
     def call(self, draft: Draft) -> None:
         """Ask for the language models that the search calls by name: `draft.call(guide, field=...)`."""
 

@@ -52,6 +52,10 @@ class GuidedSpeculation(Search):
     def rows(self, choices: int) -> int:
         return self.n
 
+    @property
+    def others_write(self) -> bool:
+        return self.draft != BASE
+
     def call(self, draft: Draft) -> None:
         draft.call(self.draft, field="draft")
 

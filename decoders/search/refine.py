@@ -53,6 +53,10 @@ class Refine(Search):
     def most(self) -> int | None:
         return None if self.reward is None else 1 + self.rounds * self.n
 
+    @property
+    def others_write(self) -> bool:
+        return self.guide != BASE
+
     def call(self, draft: Draft) -> None:
         draft.writer(self.guide, field="guide")
 

@@ -46,6 +46,10 @@ class RewardGuidedSpeculation(Search):
     def rows(self, choices: int) -> int:
         return 1
 
+    @property
+    def others_write(self) -> bool:
+        return True
+
     def call(self, draft: Draft) -> None:
         draft.call(self.draft, field="draft")
 

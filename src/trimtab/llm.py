@@ -149,6 +149,11 @@ class LLM:
         """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
         spec = DecodingSpec.parse(request.decoding)
         spec.check(choices=request.n, rewards=self._judges)
+        if request.sampling.logprobs is not None and spec.search.others_write:
+            raise InvalidRequest(
+                f"logprobs are those of the base, and under {spec.strategy!r} another model may write: leave them out",
+                param="logprobs",
+            )
         rows = spec.program.rows(request.n)
         if rows > self.settings.max_candidates:
             raise InvalidRequest(
