@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trimtab.decoders.invalid import meant
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.sampling import MAX_COUNT
 
@@ -29,8 +30,9 @@ class Params(BaseModel):
         """Raise InvalidRequest if this server or this request cannot run the strategy."""
 
 
-def require_reward(name: str, rewards: Collection[str], *, field: str = "reward") -> None:
-    """Raise InvalidRequest unless a reward guide of this name is configured; `field` holds it in the request."""
+def require_reward(name: str, rewards: Collection[str], *, path: str) -> None:
+    """Raise InvalidRequest unless a reward guide of this name is configured; `path` holds it in the request."""
     if name not in rewards:
         known = ", ".join(sorted(rewards)) or "none (add one under `guides` in the configuration)"
-        raise InvalidRequest(f"no reward guide is named {name!r}; configured: {known}", param=f"decoding.{field}")
+        hint = meant(name, rewards) or ";"
+        raise InvalidRequest(f"no reward guide is named {name!r}{hint} configured: {known}", param=path)

@@ -18,7 +18,6 @@ Transforms, of a guide's reward r, with K base answers to the same prompt where 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -27,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_s
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from trimtab.decoders.params import Share, Weight
-from trimtab.engine.errors import GuideError, InvalidRequest
+from trimtab.decoders.params import Share, Weight, require_reward
+from trimtab.engine.errors import GuideError
 
 MAX_TERMS = 16
 MAX_DEPTH = 4
@@ -114,11 +113,7 @@ class Expression(BaseModel):
     def check(self, rewards: Collection[str], *, path: str) -> None:
         """Raise InvalidRequest unless reward guides of these names are configured; `path` holds the expression."""
         for name in self.guides:
-            if name not in rewards:
-                near = get_close_matches(name, rewards, n=1, cutoff=0.5)
-                hint = f": did you mean {near[0]!r}?" if near else ";"
-                known = ", ".join(sorted(rewards)) or "none (add one under `guides` in the configuration)"
-                raise InvalidRequest(f"no reward guide is named {name!r}{hint} configured: {known}", param=path)
+            require_reward(name, rewards, path=path)
 
     def _leaves(self) -> "list[tuple[str, Expression]]":
         if self.guide is not None:

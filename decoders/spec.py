@@ -1,12 +1,12 @@
 """The `decoding` object of a request: validated, resolved, and turned into a program and parts that steer it."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from trimtab.decoders.invalid import invalid, meant
 from trimtab.decoders.params import Params
 from trimtab.decoders.registry import Strategy, strategies
 from trimtab.decoders.search.base import Search
@@ -152,7 +152,7 @@ def _budget(given: object) -> Budget:
     for key in given:
         if key not in Budget.model_fields:
             raise InvalidRequest(
-                f"unknown budget {key!r}{_nearest(str(key), Budget.model_fields)}; budgets are: "
+                f"unknown budget {key!r}{meant(str(key), Budget.model_fields)}; budgets are: "
                 + ", ".join(Budget.model_fields),
                 param=f"decoding.budget.{key}",
             )
@@ -165,7 +165,7 @@ def _budget(given: object) -> Budget:
 def _known(name: object, known: Mapping[str, Strategy], path: str) -> Strategy:
     if not isinstance(name, str) or name not in known:
         raise InvalidRequest(
-            f"unknown strategy {name!r}{_nearest(str(name), known)}; GET /v1/strategies lists them", param=path
+            f"unknown strategy {name!r}{meant(str(name), known)}; GET /v1/strategies lists them", param=path
         )
     return known[name]
 
@@ -189,8 +189,7 @@ def _validate(chosen: Strategy, given: Mapping[str, Any], path: str, reserved: t
     for key in given:
         if key not in valid:
             raise InvalidRequest(
-                f"unknown decoding key {key!r}{_nearest(key, valid)}; strategy {chosen.name!r} takes: "
-                + ", ".join(valid),
+                f"unknown decoding key {key!r}{meant(key, valid)}; strategy {chosen.name!r} takes: " + ", ".join(valid),
                 param=f"{path}.{key}",
             )
     try:
@@ -202,11 +201,11 @@ def _validate(chosen: Strategy, given: Mapping[str, Any], path: str, reserved: t
 def _invalid(error: ValidationError, path: str, params: type[BaseModel]) -> InvalidRequest:
     """The first thing that is wrong, with its path."""
     first = error.errors()[0]
-    where = ".".join(map(str, (path, *first["loc"])))
-    if first["type"] == "extra_forbidden":  # inside a field that is an object
-        key, valid = str(first["loc"][-1]), _keys(params, str(first["loc"][0]))
-        return InvalidRequest(f"{where}: unknown key{_nearest(key, valid)}; it takes: {', '.join(valid)}", param=where)
-    return InvalidRequest(f"{where}: {first['msg'].removeprefix('Value error, ')}", param=where)
+    if first["type"] != "extra_forbidden":
+        return invalid(error, path)
+    where = ".".join(map(str, (path, *first["loc"])))  # a key inside a field that is an object
+    key, valid = str(first["loc"][-1]), _keys(params, str(first["loc"][0]))
+    return InvalidRequest(f"{where}: unknown key{meant(key, valid)}; it takes: {', '.join(valid)}", param=where)
 
 
 def _keys(params: type[BaseModel], name: str) -> list[str]:
@@ -215,8 +214,3 @@ def _keys(params: type[BaseModel], name: str) -> list[str]:
     kinds = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
     objects = [each for each in kinds if issubclass(each, BaseModel)]
     return [field.alias or name for each in objects for name, field in each.model_fields.items()]
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else ""

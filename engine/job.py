@@ -136,7 +136,7 @@ class Job:
             random=np.random.default_rng(self.request.plan.seed % 2**64),
             committing=self.commit,
             starting=start,
-            sent={choice: out.tokens for choice, out in self.outgoing.items()},
+            sent=self.outgoing,
         )
 
     @property

@@ -4,8 +4,7 @@ A program reads like its paper's algorithm. It touches neither tensors nor threa
 never once per token. The engine answers the pending ops of all live programs with shared batches.
 """
 
-from array import array
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trimtab.engine.budget import Budget
+from trimtab.engine.outgoing import Outgoing
 from trimtab.engine.plan import BASE
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Message
@@ -133,8 +133,8 @@ class Context:
     """for the choices of the search itself; begins with the request's seed"""
     committing: Commit
     starting: Start
-    sent: Mapping[int, "array[int]"]
-    """per choice: ids that were declared final"""
+    sent: Mapping[int, Outgoing]
+    """per choice: what was declared final"""
 
     def stream(self, sequences: Many[Sequence]) -> None:
         """Send the text of `sequences` as it grows, as choices 0, 1, ...: each token drawn is final."""
@@ -152,15 +152,11 @@ class Context:
 
     def fits(self, sequence: Sequence, choice: int) -> bool:
         """Whether the answer begins with what was sent of a choice."""
-        sent = self.sent.get(choice, array("q"))
-        return sequence.answer[: len(sent)] == sent
+        return choice not in self.sent or self.sent[choice].begins(sequence)
 
     def retell(self, choice: int) -> Sequence:
         """What was sent of a choice, as an answer of its own."""
-        (answer,) = self.prompt.fork(1, self.prompt.plan.alone)
-        for token in self.sent.get(choice, ()):
-            answer.push(token)
-        return answer
+        return self._written(self.sent[choice].tokens if choice in self.sent else ())
 
     def branch(self, sequence: Sequence, tokens: Collection[int]) -> list[Sequence]:
         """One look ahead for each of `tokens`: a fork of `sequence` with the token added, ended if the token ends it.
@@ -194,10 +190,7 @@ class Context:
 
     def say(self, text: str) -> Sequence:
         """A finished answer with a text of the program's own, as far as the answer may be long."""
-        (answer,) = self.prompt.fork(1, self.prompt.plan.alone)
-        for token in answer.base.model.vocabulary.continuation(text):
-            if answer.finish is None:
-                answer.push(token)
+        answer = self._written(self.prompt.base.model.vocabulary.continuation(text))
         answer.finish = answer.finish or "stop"
         return answer
 
@@ -208,6 +201,14 @@ class Context:
         prompt, unless another vocabulary wrote it; helper text is to be marked (`candidate = False`) and freed.
         """
         return self.starting(messages, model)
+
+    def _written(self, tokens: Iterable[int]) -> Sequence:
+        """An answer of given tokens, up to the first that ends it."""
+        (answer,) = self.prompt.fork(1, self.prompt.plan.alone)
+        for token in tokens:
+            if answer.finish is None:
+                answer.push(token)
+        return answer
 
 
 class Program(Protocol):

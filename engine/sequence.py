@@ -97,9 +97,7 @@ class Sequence:
     @property
     def silent_end(self) -> bool:
         """Whether the last token ended the answer and is no text."""
-        last = self.tokens[-1]
-        ends = last in self.plan.eos_ids or last in self.plan.sampling.stop_token_ids
-        return self.generated > 0 and self.finish == "stop" and ends
+        return self.generated > 0 and self.finish == "stop" and self._ends(self.tokens[-1])
 
     @property
     def due(self) -> list[Lane]:
@@ -149,10 +147,9 @@ class Sequence:
         self.append(token)
         self.reward = self.proposal = None
         text = ""
-        stop_ids = self.plan.sampling.stop_token_ids
-        if token in self.plan.eos_ids or token in stop_ids:
+        if self._ends(token):
             self.finish = "stop"
-            self.stop_reason = token if token in stop_ids else None
+            self.stop_reason = token if token in self.plan.sampling.stop_token_ids else None
         else:
             text = self.text.push(token)
             if self.text.stopped is not None:
@@ -216,6 +213,10 @@ class Sequence:
         self.release()
         self.proposal = None
         self.family.remove(self)
+
+    def _ends(self, token: int) -> bool:
+        """Whether the token ends the answer and is no text."""
+        return token in self.plan.eos_ids or token in self.plan.sampling.stop_token_ids
 
     def release(self) -> None:
         """Give the pages back; they are computed again if the sequence goes on."""

@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from trimtab.decoders.invalid import nearest
 from trimtab.engine.errors import GuideError, InvalidRequest, Overloaded
 from trimtab.server.bridge import ClientGone
-from trimtab.server.nearest import nearest
 
 log = logging.getLogger("trimtab.server")
 

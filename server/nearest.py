@@ -1,13 +1,8 @@
 """Names for people who mistyped one."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
-
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name closest to `name`, or None when nothing is close."""
-    found = get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return found[0] if found else None
+from trimtab.decoders.invalid import nearest
 
 
 def hint(name: str, valid: Iterable[str]) -> str:

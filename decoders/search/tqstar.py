@@ -48,9 +48,9 @@ class TransferQStar(Search):
         return choices * self.k if self.rollout else choices
 
     def check(self, *, choices: int, rewards: Collection[str]) -> None:
-        require_reward(self.reward, rewards)
+        require_reward(self.reward, rewards, path="decoding.reward")
         if self.baseline_reward is not None:
-            require_reward(self.baseline_reward, rewards, field="baseline_reward")
+            require_reward(self.baseline_reward, rewards, path="decoding.baseline_reward")
 
     def run(self, context: SearchContext) -> Generator[Op, Any, Answer]:
         answers = context.prompt.fork(context.choices)

@@ -1,11 +1,11 @@
 """The `select` of a request: a rule's name, or an object with its parameters."""
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationError
 
+from trimtab.decoders.invalid import invalid, meant
 from trimtab.decoders.select.abstain import Abstain, AnswerRule
 from trimtab.decoders.select.rule import Rule
 from trimtab.engine.errors import InvalidRequest
@@ -40,14 +40,14 @@ def _parse(value: object, rules: Mapping[str, type[Rule]], path: str) -> Rule:
     name = given["rule"]
     if not isinstance(name, str) or name not in rules:
         raise InvalidRequest(
-            f"unknown rule {name!r}{_nearest(str(name), rules)}; {path} takes: {', '.join(rules)}",
+            f"unknown rule {name!r}{meant(str(name), rules)}; {path} takes: {', '.join(rules)}",
             param=path if isinstance(value, str) else f"{path}.rule",
         )
     fields = rules[name].model_fields
     for key in given:
         if key not in fields:
             raise InvalidRequest(
-                f"unknown key {key!r} in {path}{_nearest(str(key), fields)}; rule {name!r} takes: {', '.join(fields)}",
+                f"unknown key {key!r} in {path}{meant(str(key), fields)}; rule {name!r} takes: {', '.join(fields)}",
                 param=f"{path}.{key}",
             )
     if "then" in given:
@@ -55,11 +55,4 @@ def _parse(value: object, rules: Mapping[str, type[Rule]], path: str) -> Rule:
     try:
         return rules[name].model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, (path, *first["loc"])))
-        raise InvalidRequest(f"{where}: {first['msg'].removeprefix('Value error, ')}", param=where) from None
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else ""
+        raise invalid(error, path) from None

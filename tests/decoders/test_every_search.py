@@ -308,7 +308,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "refine": {"guide": "base", "rounds": 1, "n": 1, "instruction": "Shorter."},
     "rps": {"directions": 2, "preference": {"taste": 1.0, "short": -1.0}, "angle": 80.0},
     "rsd": {"draft": "third", "delta": -9.0, "accept": "clip", "separator": "a", "step_tokens": 2},
-    "self_consistency": {"n": 3, "extract": "number", "reward": "taste", "least": 1, "share": 0.4, "confidence": 0.4},
+    "self_consistency": {
+        "n": 3, "extract": "number", "reward": "taste", "least": 1, "share": 0.4, "vote_temperature": 0.01,
+        "confidence": 0.4,
+    },
     "speculative_rejection": {"n": 3, "value": "short", "alpha": 0.1, "schedule": [2]},
     "treebon": {"n": 2, "layers": 2, "children": 1, "segment": 1, "dpo": "third", "ref": "third"},
     "ts_llm": {
@@ -321,6 +324,7 @@ NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     ("self_consistency", "share"): {"least": 2, "confidence": 1.0},
     ("self_consistency", "confidence"): {"least": 2, "share": 1.0},
     ("self_consistency", "least"): {"share": 0.1},
+    ("self_consistency", "vote_temperature"): {"reward": "taste"},
     ("dts_star", "beta"): {"simulations": 24, "c": 0.1},
 }
 """what has to be changed beside an option, in both runs"""
@@ -349,7 +353,6 @@ def test_every_option_is_tried() -> None:
     """But rewards that are named anyway, and what has tests of its own."""
     elsewhere = {
         "cbs": {"value"}, "deal": {"constraint"}, "treebon": {"value"}, "qalign": {"burn_in"},
-        "self_consistency": {"vote_temperature"},
     }  # fmt: skip
     for name, options in OPTIONS.items():
         known = set(strategies()[name].params.model_fields)

@@ -1,0 +1,27 @@
+"""How a request's `decoding` is told what is wrong with it: by path, and with the name that may have been meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from pydantic import ValidationError
+
+from trimtab.engine.errors import InvalidRequest
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest to `name`; None when nothing is close."""
+    found = get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def meant(name: str, valid: Iterable[str]) -> str:
+    """The middle of a message about an unknown name: the nearest valid one, or nothing."""
+    close = nearest(name, valid)
+    return f": did you mean {close!r}?" if close is not None else ""
+
+
+def invalid(error: ValidationError, path: str) -> InvalidRequest:
+    """The first thing that is wrong with the object at `path`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, (path, *first["loc"])))
+    return InvalidRequest(f"{where}: {first['msg'].removeprefix('Value error, ')}", param=where)
