@@ -262,7 +262,9 @@ def test_reading_again_costs_only_what_is_read() -> None:
 
     toy = Toy(TABLE)
     other = toy.add_lm("other", OTHER)
-    usage = told(toy, run, calls=["other"]).usage
+    result = told(toy, run, calls=["other"])
+    assert result.choices[0].steering is None, "who only reads steers nothing"
+    usage = result.usage
     assert toy.runner.prefilled == other.prefilled == len(PROMPT) - 1
     assert usage.model_tokens["other"] == len(PROMPT) - 1 + 3 * 8
     assert usage.model_tokens[BASE] == len(PROMPT) - 1 + 3 * 8
