@@ -5,6 +5,10 @@ In a request an expression is the name of a reward guide, or an object:
     {"guide": "helpful", "weight": 2.0, "transform": "log_sigmoid", "reference": 1.5}
     {"sum": ["helpful", {"guide": "harmless", "transform": "quantile", "samples": 16}]}
     {"min": [...]}, {"mean": [...]}, {"ensemble": ["judge-a", "judge-b", "judge-c"], "pessimism": 0.5}
+    {"sum": ["helpful", "harmless"], "weights": "balance"}
+
+The last one asks the preference guide `balance` how much each reward counts for the prompt at hand (Preference
+Orchestrator, Liu et al. 2025, arXiv 2511.10656).
 
 Transforms, of a guide's reward r, with K base answers to the same prompt where they are needed:
 
@@ -18,7 +22,8 @@ Transforms, of a guide's reward r, with K base answers to the same prompt where 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +41,8 @@ MAX_DEPTH = 4
 Floats = NDArray[np.float64]
 Rewards = Mapping[str, Sequence[float]]
 """by guide, in the order of the answers"""
+Preferences = Mapping[str, Mapping[str, float]]
+"""by preference guide: the weight of each reward for the prompt"""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Terms = Annotated[tuple["Expression", ...], Field(min_length=1, max_length=MAX_TERMS, strict=False)]
 
@@ -47,6 +54,7 @@ _DEFAULTS: Mapping[str, Mapping[str, float | None]] = {
     "clip": {"low": None, "high": None},
 }
 """what each transform takes"""
+_NO_PREFERENCES: Final[Preferences] = MappingProxyType({})
 _GROUPS = ("sum", "mean", "min", "ensemble")
 
 
@@ -60,6 +68,9 @@ class Expression(BaseModel):
     mean: Terms | None = Field(None, description="terms to average")
     min: Terms | None = Field(None, description="terms of which the lowest counts")
     ensemble: Terms | None = Field(None, description="judges of one thing: mean - pessimism * variance over them")
+    weights: str | None = Field(
+        None, description="sum: preference guide that weighs the terms by the prompt, on top of their own weights"
+    )
     weight: Weight = Field(1.0, description="factor of the whole term or group")
     transform: Literal["identity", "standardise", "log_sigmoid", "quantile", "clip"] = Field(
         "identity", description="what becomes of the guide's reward before it is weighed"
@@ -93,14 +104,20 @@ class Expression(BaseModel):
         """Answers of the base to the prompt that the transforms need for comparison."""
         return max(term.base_answers or 0 for _, term in self._leaves())
 
-    def values(self, raw: Rewards, calibration: Rewards) -> list[float]:
+    @property
+    def preferences(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Names of the preference guides, each with the rewards that it weighs; once for each sum."""
+        own = () if self.weights is None else ((self.weights, self.guides),)
+        return own + tuple(each for term in self._members() for each in term.preferences)
+
+    def values(self, raw: Rewards, calibration: Rewards, preferences: Preferences = _NO_PREFERENCES) -> list[float]:
         """One value for each answer; NaN where a guide of the expression gave NaN.
 
-        `calibration` holds, where `samples` is not 0, each guide's rewards of base answers. Raises GuideError if all
-        of those that a transform needs are NaN.
+        `calibration` holds, where `samples` is not 0, each guide's rewards of base answers; `preferences` what the
+        preference guides say of the prompt. Raises GuideError if all of the answers that a transform needs are NaN.
         """
         with np.errstate(invalid="ignore"):  # inf - inf: such an answer loses like any other NaN
-            return list(map(float, self._value(raw, calibration)))
+            return list(map(float, self._value(raw, calibration, preferences)))
 
     def terms(self, raw: Rewards, calibration: Rewards) -> dict[str, list[float]]:
         """Transformed rewards by guide, before weights; of a guide that appears twice, those of its first term."""
@@ -132,12 +149,17 @@ class Expression(BaseModel):
         fields = ((field.alias or name, getattr(self, name)) for name, field in type(self).model_fields.items())
         return {name: value for name, value in fields if name in every and value is not None}
 
-    def _value(self, raw: Rewards, calibration: Rewards) -> Floats:
+    def _value(self, raw: Rewards, calibration: Rewards, preferences: Preferences) -> Floats:
         if self.guide is not None:
             return self.weight * self._transformed(self.guide, raw, calibration)
-        values: Floats = np.stack([term._value(raw, calibration) for term in self._members()])  # (terms, answers)
+        values: Floats = np.stack(
+            [term._value(raw, calibration, preferences) for term in self._members()]
+        )  # (terms, answers)
         combined: Floats
-        if self.sum is not None:
+        if self.weights is not None:
+            weights = preferences[self.weights]
+            combined = np.array([weights[name] for name in self.guides]) @ values
+        elif self.sum is not None:
             combined = values.sum(0)
         elif self.min is not None:
             combined = values.min(0)
@@ -194,6 +216,10 @@ class Expression(BaseModel):
         (kind,) = kinds
         if kind != "guide" and self.transform != "identity":
             raise ValueError(f"a {kind} has no transform: give one to its terms")
+        if self.weights is not None and (
+            self.sum is None or any(term.guide is None for term in self.sum) or len(self.guides) < len(self.sum)
+        ):
+            raise ValueError("weights are for the terms of a sum, each of which is another guide")
         takes = ("pessimism",) if kind == "ensemble" else tuple(_DEFAULTS[self.transform])
         for name in self._settings():
             if name not in takes:
@@ -224,6 +250,8 @@ class Expression(BaseModel):
         for group in _GROUPS:
             if (terms := getattr(self, group)) is not None:
                 told[group] = [term.model_dump() for term in terms]
+        if self.weights is not None:
+            told["weights"] = self.weights
         if self.weight != 1.0:
             told["weight"] = self.weight
         if self.transform != "identity":

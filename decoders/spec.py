@@ -106,6 +106,9 @@ class DecodingSpec:
         if self.search.one_voice:
             draft.one_voice()
         self.search.call(draft)
+        for name, expression in self.search.expressions().items():
+            for guide, rewards in expression.preferences:
+                draft.weigh(guide, rewards, field=name)
 
     def dump(self) -> dict[str, Any]:
         """As it is echoed in the response; `parse` of it gives an equal spec."""

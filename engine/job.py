@@ -20,7 +20,7 @@ from trimtab.engine.model import Model
 from trimtab.engine.outgoing import Outgoing
 from trimtab.engine.pages import PagePool
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
-from trimtab.engine.program import Answer, Context, Draw, Extend, LogProbs, Op, Program, Propose, Score
+from trimtab.engine.program import Answer, Context, Draw, Extend, LogProbs, Op, Preferences, Program, Propose, Score
 from trimtab.engine.results import Candidate, Choice, Deliver, EngineStats, Event, Progress, Result, Usage, add
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Message, TextStream
@@ -103,6 +103,8 @@ class Job:
     """rewards of the current Score so far"""
     logprobs: list[list[float]] = field(default_factory=list)
     """answer to the current LogProbs"""
+    preferences: dict[str, float] = field(default_factory=dict)
+    """answer to the current Preferences"""
     outgoing: dict[int, Outgoing] = field(default_factory=dict)
     """per choice, what the program declared final"""
     interrupted: str | None = None
@@ -171,7 +173,7 @@ class Job:
     @property
     def phase(self) -> str:
         """What the time of the current op is charged to."""
-        return "score" if isinstance(self.op, Score | LogProbs) else "decode"
+        return "score" if isinstance(self.op, Score | LogProbs | Preferences) else "decode"
 
     def charge(self, lane: Lane, tokens: int, stats: EngineStats) -> None:
         """Note one forward over `tokens` of this request's tokens."""
@@ -208,6 +210,8 @@ class Job:
                 return self.rewards
             case LogProbs():
                 return self.logprobs
+            case Preferences():
+                return self.preferences
             case Propose(sequences, _):
                 return [{} if each.proposal is None else each.proposal[0] for each in sequences]
         return None
@@ -230,6 +234,8 @@ class Job:
             case LogProbs(sequences, _):
                 self.logprobs = []
                 return not sequences
+            case Preferences():
+                return False
             case Propose(sequences, _):
                 for sequence in sequences:
                     sequence.proposal = None

@@ -25,8 +25,9 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from trimtab.engine.dtype import DType
 from trimtab.engine.errors import ModelLoadError
-from trimtab.engine.sources import DType, check_folder, resolve, safetensors_header
+from trimtab.engine.sources import check_folder, resolve, safetensors_header
 
 log = logging.getLogger(__name__)
 

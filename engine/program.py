@@ -74,6 +74,16 @@ class LogProbs:
 
 
 @dataclass(frozen=True, slots=True)
+class Preferences:
+    """Ask how much each reward counts for the request's prompt. Answers a dict of weights, which sum to 1, by reward.
+
+    `guide` names a preference guide, which reads the base's last hidden state at the end of the prompt.
+    """
+
+    guide: str
+
+
+@dataclass(frozen=True, slots=True)
 class Propose:
     """Ask which tokens each sequence would go on with; nothing is drawn.
 
@@ -101,7 +111,7 @@ class Draw:
     """for traces: what each guide gave the tokens, in the order of `sequences`"""
 
 
-Op = Extend | Score | LogProbs | Propose | Draw
+Op = Extend | Score | LogProbs | Preferences | Propose | Draw
 
 
 @dataclass(frozen=True, slots=True)

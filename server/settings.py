@@ -33,6 +33,7 @@ class RequestLimits(BaseModel):
 
     max_n: int = Field(default=32, ge=1, description="choices of one request, over all its prompts")
     max_tokens: int | None = Field(default=None, ge=1, description="new tokens of one choice; absent: the context")
+    max_pairs: int = Field(default=1024, ge=1, description="answers that one request may have scored")
 
 
 class ServerSettings(BaseModel):
@@ -54,7 +55,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__")
 
     server: ServerSettings = ServerSettings()
-    engine: EngineSettings = EngineSettings()
+    engine: EngineSettings = Field(default_factory=EngineSettings)
 
 
 def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

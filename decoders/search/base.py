@@ -12,8 +12,18 @@ from trimtab.decoders.select import Argmax, Entry, Rule
 from trimtab.decoders.steer.draft import Draft
 from trimtab.engine.budget import Interrupted
 from trimtab.engine.errors import GuideError, InvalidRequest
-from trimtab.engine.program import Answer, Context, Extend, Op, Score
+from trimtab.engine.program import Answer, Context, Extend, Op, Preferences, Score
 from trimtab.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What rewards are measured by at one prompt; filled by the search, and known when it is ended early."""
+
+    calibration: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """per guide: rewards of the base's own answers, where an expression asks for them"""
+    preferences: dict[str, dict[str, float]] = field(default_factory=dict)
+    """per preference guide that an expression names: the weight of each reward"""
 
 
 @dataclass(slots=True)
@@ -21,12 +31,12 @@ class SearchContext(Context):
     """The engine's context with what the request says about rewards and selection."""
 
     select: Rule
-    calibration: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """per guide: rewards of the base's own answers to this prompt, where an expression asks for them"""
+    scale: Scale
 
     @classmethod
-    def of(cls, context: Context, select: Rule) -> Self:
-        return cls(**{each.name: getattr(context, each.name) for each in fields(Context)}, select=select)
+    def of(cls, context: Context, select: Rule, scale: Scale) -> Self:
+        own = {each.name: getattr(context, each.name) for each in fields(Context)}
+        return cls(**own, select=select, scale=scale)
 
     def score(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, list[float]]:
         """Rewards of finished answers, noted on the sequences (`reward`, and `rewards` by guide). NaN: a guide failed.
@@ -93,11 +103,15 @@ class SearchContext(Context):
         raw: dict[str, list[float]] = {}
         for guide in reward.guides:
             raw[guide] = yield Score(sequences, guide)
-        terms = reward.terms(raw, self.calibration)
+        scale = self.scale
+        for guide, _ in reward.preferences:
+            if guide not in scale.preferences:
+                scale.preferences[guide] = yield Preferences(guide)
+        terms = reward.terms(raw, scale.calibration)
         for index, sequence in enumerate(sequences):
             sequence.rewards = {guide: scores[index] for guide, scores in raw.items()}
             sequence.terms = {guide: values[index] for guide, values in terms.items()}
-        return reward.values(raw, self.calibration)
+        return reward.values(raw, scale.calibration, scale.preferences)
 
 
 def worth(sequence: Sequence) -> float:

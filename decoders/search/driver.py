@@ -1,12 +1,12 @@
 """Runs a search for a request: calibration before, and the best so far when the budget ends it early."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any
 
 from trimtab.decoders.rewards import Expression
-from trimtab.decoders.search.base import Search, SearchContext, worth
+from trimtab.decoders.search.base import Scale, Search, SearchContext, worth
 from trimtab.decoders.select import Rule
 from trimtab.engine.program import Answer, Context, Extend, Op, Score
 from trimtab.engine.sequence import Sequence
@@ -21,6 +21,8 @@ class SearchProgram:
 
     search: Search
     select: Rule
+    scale: Scale = field(default_factory=Scale)
+    """of this request; filled as the search runs"""
 
     def rows(self, choices: int) -> int:
         """Sequences that decode at the same time at most, while calibrating too."""
@@ -28,7 +30,7 @@ class SearchProgram:
 
     def run(self, context: Context) -> Generator[Op, Any, Answer]:
         """The search, after the base's own answers if a reward is measured against them."""
-        own = SearchContext.of(context, self.select)
+        own = SearchContext.of(context, self.select, self.scale)
         if self._samples:
             yield from self._calibrate(own)
         answer = yield from self.search.run(own)
@@ -36,33 +38,39 @@ class SearchProgram:
             assert self._final is not None  # admission
             yield from own.score(answer.choices, self._final)
             if not own.ranked(answer.choices, len(answer.choices)):
-                return own.refuse(answer.candidates, answer.report)
-        return answer
+                answer = own.refuse(answer.candidates, answer.report)
+        return self._reported(answer)
 
     def interrupted(self, context: Context, reason: str) -> Generator[Op, Any, Answer]:
         """The best finished answers so far, or else the best partial ones; what was streamed stands."""
-        own = SearchContext.of(context, self.select)
+        own = SearchContext.of(context, self.select, self.scale)
         alive = [each for each in context.prompt.family if each.candidate and each is not context.prompt]
         streamed = sorted((each for each in alive if each.choice is not None), key=lambda each: each.choice or 0)
         if streamed:
-            return Answer(streamed, streamed, stopped_by=reason)
+            return self._reported(Answer(streamed, streamed, stopped_by=reason))
         pool = [each for each in alive if each.finish is not None] or [each for each in alive if each.generated]
         reward = self._final
         if reward is not None and reason != "reward_at_least":
             unknown = [each for each in pool if each.reward is None and each.value is None]
-            yield from own.assess(sorted(unknown, key=lambda each: -each.generated)[:LAST_BATCH], reward)
+            if unknown:
+                yield from own.assess(sorted(unknown, key=lambda each: -each.generated)[:LAST_BATCH], reward)
         ranked = sorted(pool, key=worth, reverse=True)
         over = bool(pool) and pool[0].finish is not None
         if over and (not self.select.needs_reward or all(each.reward is not None for each in pool)):
             ranked = own.ranked(pool, len(pool))
         if self.select.may_refuse and not (over and ranked):
-            return own.refuse(pool)
+            return self._reported(own.refuse(pool))
         choices: list[Sequence] = []
         for choice in range(context.choices):  # of searches that make one answer for each, the last is unfinished
             left = (each for each in (*ranked, *alive) if each not in choices)
             fitting = (each for each in left if context.fits(each, choice))
             choices.append(next(fitting, None) or context.retell(choice))
-        return Answer(choices, pool, stopped_by=reason)
+        return self._reported(Answer(choices, pool, stopped_by=reason))
+
+    def _reported(self, answer: Answer) -> Answer:
+        """The answer with the weights that preference guides gave the rewards."""
+        given = self.scale.preferences
+        return replace(answer, report={**answer.report, "weights": dict(given)}) if given else answer
 
     @property
     def _final(self) -> Expression | None:
@@ -83,6 +91,6 @@ class SearchProgram:
         guides = (guide for each in self.search.expressions().values() if each.samples for guide in each.guides)
         for guide in dict.fromkeys(guides):
             scores = yield Score(answers, guide)
-            context.calibration[guide] = tuple(score for score in scores if not isnan(score))
+            self.scale.calibration[guide] = tuple(score for score in scores if not isnan(score))
         for answer in answers:
             answer.free()

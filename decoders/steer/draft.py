@@ -5,7 +5,7 @@ shifts weights by its own terms, candidate sets intersect, values and control ve
 """
 
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import fsum
 
@@ -182,6 +182,17 @@ class Draft:
         """Let a language model of any vocabulary, or `base`, write texts of its own when the search starts them."""
         if guide != BASE:
             self._roles.language(guide, self._path(field))
+
+    def weigh(self, guide: str, rewards: Collection[str], *, field: str) -> None:
+        """Let a preference guide say what `rewards` count; they are those that it was fitted for."""
+        path = self._path(field)
+        known = self._roles.preference(guide, path).head.rewards
+        if set(rewards) != set(known):
+            raise InvalidRequest(
+                f"preference guide {guide!r} weighs the rewards {', '.join(known)} and the sum has "
+                f"{', '.join(rewards)}: give it one term for each of the first",
+                param=path,
+            )
 
     def one_voice(self) -> None:
         """Let no second model speak: the search weighs single tokens, or cuts answers back."""

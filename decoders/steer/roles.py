@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import TypeVar, cast
 
 from trimtab.engine.errors import InvalidRequest
-from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide, TextGuide, VectorGuide
+from trimtab.engine.guides.base import (
+    Guide,
+    HeadGuide,
+    LanguageGuide,
+    PreferenceGuide,
+    ScorerGuide,
+    TextGuide,
+    VectorGuide,
+)
 
 G = TypeVar("G", bound=Guide)
 
@@ -61,6 +69,10 @@ class Roles:
     def vector(self, name: str, path: str) -> VectorGuide:
         """A control vector."""
         return self._find(name, (VectorGuide,), "a control vector (role 'vector')", path)
+
+    def preference(self, name: str, path: str) -> PreferenceGuide:
+        """What weighs rewards by the prompt."""
+        return self._find(name, (PreferenceGuide,), "preference weights (role 'preference')", path)
 
     def is_head(self, name: str) -> bool:
         """Whether a guide reads the base's hidden state and so needs no lane."""

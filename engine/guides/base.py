@@ -8,10 +8,12 @@ from torch import Tensor
 
 from trimtab.engine.alignment import Translation
 from trimtab.engine.guides.heads import ValueHead
+from trimtab.engine.guides.preference import PreferenceHead
 from trimtab.engine.model import Model
 from trimtab.engine.plan import PLAIN, Variant
+from trimtab.engine.vocabulary import Vocabulary
 
-Role = Literal["lm", "reward", "value", "vector", "program"]
+Role = Literal["lm", "reward", "value", "vector", "preference", "program"]
 
 
 class Head(Protocol):
@@ -33,6 +35,13 @@ class LanguageGuide:
     translation: Translation | None = None
     """base ids in the guide's vocabulary; None: the vocabularies differ and only text carries over"""
     role: Role = "lm"
+    own_vocabulary: Vocabulary | None = None
+    """under a chat template of its own, for an adapter that brings one"""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How it reads conversations and writes text."""
+        return self.own_vocabulary or self.model.vocabulary
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,6 +55,13 @@ class ScorerGuide:
     """reward or value"""
     variant: Variant = PLAIN
     translation: Translation | None = None
+    own_vocabulary: Vocabulary | None = None
+    """under a chat template of its own, for an adapter that brings one"""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How it reads conversations."""
+        return self.own_vocabulary or self.model.vocabulary
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -67,6 +83,15 @@ class VectorGuide:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class PreferenceGuide:
+    """How much each of several rewards counts, by the prompt."""
+
+    name: str
+    head: PreferenceHead
+    role: Role = "preference"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class TextGuide:
     """A reward of whole answers alone: a Python program, or a classifier that cannot read token by token."""
 
@@ -74,4 +99,4 @@ class TextGuide:
     role: Role
 
 
-Guide = LanguageGuide | ScorerGuide | HeadGuide | VectorGuide | TextGuide
+Guide = LanguageGuide | ScorerGuide | HeadGuide | VectorGuide | PreferenceGuide | TextGuide

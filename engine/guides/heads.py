@@ -1,6 +1,5 @@
 """Readouts of a last normed hidden state, what the LM head reads: value heads of one to three layers, and labels."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,8 +14,6 @@ from torch.nn.functional import linear
 
 from trimtab.engine.errors import ModelLoadError
 
-log = logging.getLogger(__name__)
-
 FORMAT: Final = "trimtab-value-head"
 MAX_LAYERS: Final = 3
 
@@ -28,11 +25,9 @@ class ValueHead:
     Controlled Decoding (arXiv 2310.17022). `weights` are (out, in) and `biases` (out,), first layer first.
     """
 
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], base: str | None = None) -> None:
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         self.weights = tuple(weight.float().contiguous() for weight in weights)
         self.biases = tuple(bias.float().contiguous() for bias in biases)
-        self.base = base
-        """fingerprint of the model it was fitted on"""
 
     @property
     def hidden_size(self) -> int:
@@ -64,22 +59,26 @@ class ValueHead:
         return hidden
 
     def to(self, device: torch.device | str) -> "ValueHead":
-        return ValueHead([w.to(device) for w in self.weights], [b.to(device) for b in self.biases], self.base)
+        return ValueHead([w.to(device) for w in self.weights], [b.to(device) for b in self.biases])
 
-    def save(self, path: str | Path) -> None:
-        """Write `layers.{i}.weight` and `layers.{i}.bias` to one safetensors file."""
-        tensors = {f"layers.{i}.weight": weight for i, weight in enumerate(self.weights)}
-        tensors |= {f"layers.{i}.bias": bias for i, bias in enumerate(self.biases)}
-        save_file(tensors, path, {"format": FORMAT} | ({"base": self.base} if self.base else {}))
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write `layers.{i}.weight` and `layers.{i}.bias` to one safetensors file.
+
+        In float16 it is half as long. ModelLoadError for a dtype that cannot hold the weights.
+        """
+        tensors = {f"layers.{i}.weight": weight.to(dtype) for i, weight in enumerate(self.weights)}
+        tensors |= {f"layers.{i}.bias": bias.to(dtype) for i, bias in enumerate(self.biases)}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ModelLoadError(f"value head {path} has weights beyond {dtype}: save it in float32")
+        save_file(tensors, path, {"format": FORMAT})
 
     @staticmethod
-    def load(path: str | Path, hidden_size: int, vocab_size: int, base: str | None = None) -> "ValueHead":
-        """Read a head for a model of `hidden_size`, `vocab_size` and fingerprint `base`; another fingerprint is logged.
+    def load(path: str | Path, hidden_size: int, vocab_size: int) -> "ValueHead":
+        """Read a head for a model of `hidden_size` and `vocab_size`.
 
         Raises ModelLoadError for files that are no head, for heads of other sizes and for weights that are not finite.
         """
-        tensors, metadata = _read(path)
-        head = ValueHead(*_layers(path, tensors), base=metadata.get("base"))
+        head = ValueHead(*_layers(path, _read(path)))
         if head.hidden_size != hidden_size:
             raise ModelLoadError(
                 f"value head {path} reads hidden states of {head.hidden_size} and the base has {hidden_size}: "
@@ -92,8 +91,6 @@ class ValueHead:
             )
         if not all(tensor.isfinite().all() for tensor in (*head.weights, *head.biases)):
             raise ModelLoadError(f"value head {path} has weights that are not finite: fit it again at a smaller rate")
-        if base is not None and head.base not in (None, base):
-            log.warning("value head %s was fitted on the base %s and this one is %s", path, head.base, base)
         return head
 
     def _features(self, hidden: Tensor) -> Tensor:
@@ -118,30 +115,40 @@ class ValueHead:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LinearHead:
-    """The head of a classifier: a fixed sum of its labels' logits."""
+    """The head of a classifier: its labels' logits, and the fixed sum of them that is the score."""
 
     weight: Tensor
-    """(1, D) float32"""
+    """(labels, D) float32"""
     bias: Tensor
-    """(1,) float32"""
+    """(labels,) float32"""
+    signs: Tensor
+    """(labels,) what each logit counts in the score"""
 
     @staticmethod
     def of(signs: Tensor, weight: Tensor, bias: Tensor | None = None) -> "LinearHead":
-        """Fold the labels' `signs` (labels,) into a head of (labels, D) and (labels,)."""
-        signs = signs.to(weight.device)[None]  # (1, labels)
-        folded = signs @ weight.float()
-        return LinearHead(folded, folded.new_zeros(1) if bias is None else signs @ bias.float())
+        """A head of (labels, D) and (labels,), in float32 on the weight's device."""
+        weight = weight.float()
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.float()
+        return LinearHead(weight, bias, signs.to(weight))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Scores (...) float32 of hidden states (..., D)."""
-        return linear(hidden.float(), self.weight, self.bias).squeeze(-1)
+        return self.score(self.logits(hidden))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., labels) float32 of hidden states (..., D)."""
+        return linear(hidden.float(), self.weight, self.bias)
+
+    def score(self, logits: Tensor) -> Tensor:
+        """Scores (...) of logits (..., labels)."""
+        return logits @ self.signs
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a head file."""
+def _read(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a head file."""
     try:
         with safe_open(path, "pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"value head {path} cannot be read ({error}): pass a .safetensors file") from error
@@ -149,7 +156,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ModelLoadError(
             f"{path} is not a value head: its metadata lacks format {FORMAT!r}; save it as a ValueHead"
         )
-    return tensors, metadata
+    return tensors
 
 
 def _layers(path: str | Path, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

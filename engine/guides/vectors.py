@@ -22,7 +22,9 @@ def load_vectors(path: Path, hidden_size: int, layers: int) -> dict[int, Tensor]
     Raises ModelLoadError for files that hold something else, or that were made for another model.
     """
     if not path.is_file() or path.suffix not in (".gguf", ".safetensors"):
-        raise ModelLoadError(f"control vector {path} is no .gguf or .safetensors file: pass the path of one")
+        raise ModelLoadError(
+            f"control vector {path} is no .gguf or .safetensors file: pass the path of one, or a folder with one"
+        )
     tensors = _gguf(path) if path.suffix == ".gguf" else _safetensors(path)
     if not tensors:
         raise ModelLoadError(f"control vector {path} holds no directions: export it again")

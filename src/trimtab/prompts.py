@@ -32,16 +32,16 @@ class Prompts:
         messages = self._seen(view)
         if messages is None:
             return self._of_text(guide, view)
-        if guide is None or _reads_as_base(guide, self._base):
+        if guide is None or _reader(guide).vocabulary is self._base.vocabulary:
             return self._of_base(messages, None)
-        assert isinstance(guide, LanguageGuide | ScorerGuide)
-        if guide.translation is not None and not guide.model.vocabulary.tokenizer.chat_template:
+        guide = _reader(guide)
+        if guide.translation is not None and not guide.vocabulary.tokenizer.chat_template:
             return self._translated(guide, self._of_base(messages, None))
         return array(
             "q",
             guide_prompt(
                 name,
-                guide.model.vocabulary,
+                guide.vocabulary,
                 messages,
                 add_generation_prompt=self._request.add_generation_prompt,
                 continue_final_message=self._request.continue_final_message,
@@ -64,21 +64,21 @@ class Prompts:
         prompt = self._request.prompt
         if view.drop_system and view.system is None:
             return self._translated(guide, self.base[-1:])
-        if view.system is None and (guide is None or _translation_exists(guide)):
+        if view.system is None and (guide is None or _reader(guide).translation is not None):
             return self._translated(guide, self.base)
-        vocabulary = self._base.vocabulary if guide is None else _model(guide).vocabulary
+        vocabulary = self._base.vocabulary if guide is None else _reader(guide).vocabulary
         text = prompt if isinstance(prompt, str) else self._base.vocabulary.decode(self.base)
         text = text if view.system is None else f"{view.system}\n{text}"
         return array("q", vocabulary.encode(text, add_special_tokens=self._request.add_special_tokens))
 
     def _translated(self, guide: Guide | None, tokens: "array[int]") -> "array[int]":
         """Ids of the base in the guide's vocabulary; tokens it does not have are left out."""
-        if guide is None or _reads_as_base(guide, self._base):
+        if guide is None or _reader(guide).model is self._base:
             return tokens[:]
-        assert isinstance(guide, LanguageGuide | ScorerGuide)
+        guide = _reader(guide)
         if guide.translation is None:
             text = self._base.vocabulary.decode(tokens)
-            return array("q", guide.model.vocabulary.encode(text, add_special_tokens=True))
+            return array("q", guide.vocabulary.encode(text, add_special_tokens=True))
         own = array("q", (token for token in guide.translation.tokens(tokens) if token >= 0))
         return own or array("q", [min(guide.model.eos_ids, default=0)])
 
@@ -108,16 +108,6 @@ class Prompts:
         return array("q", ids)
 
 
-def _model(guide: Guide) -> Model:
+def _reader(guide: Guide) -> LanguageGuide | ScorerGuide:
     assert isinstance(guide, LanguageGuide | ScorerGuide)
-    return guide.model
-
-
-def _reads_as_base(guide: Guide, base: Model) -> bool:
-    """Whether the guide shares the base's weights, so its vocabulary and its template too."""
-    return _model(guide) is base
-
-
-def _translation_exists(guide: Guide) -> bool:
-    assert isinstance(guide, LanguageGuide | ScorerGuide)
-    return guide.translation is not None
+    return guide

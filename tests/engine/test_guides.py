@@ -4,11 +4,13 @@ import json
 import logging
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from tiny import VOCAB, tiny_folder, tiny_model
@@ -27,6 +29,7 @@ from transformers import (
 from trimtab.engine.errors import GuideError, ModelLoadError
 from trimtab.engine.guides.base import HeadGuide, LanguageGuide, ScorerGuide, TextGuide, VectorGuide
 from trimtab.engine.guides.build import Guides, build_guides
+from trimtab.engine.guides.card import Card, Kind, identity
 from trimtab.engine.guides.config import GuideConfig, LanguageConfig, RewardModelConfig, ValueConfig, VectorConfig
 from trimtab.engine.guides.heads import ValueHead
 from trimtab.engine.loading import load_causal_lm
@@ -34,6 +37,7 @@ from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool, PageTable
 from trimtab.engine.plan import PLAIN, Variant
 from trimtab.engine.rewards import Pair
+from trimtab.engine.rewards.causal import CausalReward
 from trimtab.engine.rewards.program import Length
 from trimtab.engine.runner import Chunk, ModelRunner
 from trimtab.engine.settings import EngineSettings
@@ -277,8 +281,8 @@ def test_an_adapter_with_a_score_head_is_a_reward(base: Model, folder: Path, tmp
     base.runner.pool.check([])
 
 
-def test_a_head_a_vector_and_a_program(base: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    head = ValueHead([torch.ones(1, 48)], [torch.zeros(1)], base="another")
+def test_a_head_a_vector_and_a_program(base: Model, tmp_path: Path) -> None:
+    head = ValueHead([torch.ones(1, 48)], [torch.zeros(1)])
     head.save(tmp_path / "head.safetensors")
     save_file({"direction.1": torch.ones(48)}, tmp_path / "vector.safetensors")
     before = read(base)
@@ -291,7 +295,6 @@ def test_a_head_a_vector_and_a_program(base: Model, tmp_path: Path, caplog: pyte
     worth, calm, brief = guides.by_name.values()
     assert isinstance(worth, HeadGuide)
     assert worth.head(before).item() == pytest.approx(before.sum().item(), abs=1e-4)
-    assert f"was fitted on the base another and this one is {base.salt.decode()}" in caplog.text
     assert isinstance(calm, VectorGuide)
     assert list(calm.directions) == [1]
     assert not torch.allclose(read(base, Variant(vectors=(("calm", 1.0),))), before)
@@ -344,3 +347,93 @@ def test_refusals_name_the_guide(
     }
     with pytest.raises(error, match=message):
         build(base, g={**config, "model": config["model"].format(**places)})
+
+
+def card(kind: Kind, base: Model, **changes: str) -> Card:
+    """The card of a guide that was trained for `base`."""
+    trained = identity("somewhere", base.runner.model).model_copy(update=changes)
+    return Card(kind=kind, base=trained, data="d", licence="MIT", metrics={}, training={}, version="0")
+
+
+def test_folders_load_as_they_are(base: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "head").mkdir()
+    (tmp_path / "vector").mkdir()
+    ValueHead([torch.ones(1, 48)], [torch.zeros(1)]).save(tmp_path / "head" / "value_head.safetensors", torch.float16)
+    writer = GGUFWriter(tmp_path / "vector" / "control_vector.gguf", "controlvector")
+    writer.add_tensor("direction.1", torch.ones(48).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    written = {"worth": card("value", base), "calm": card("vector", base), "arm": card("arm", base)}
+    written["worth"].save(tmp_path / "head")
+    written["calm"].save(tmp_path / "vector")
+    written["arm"].save(adapter(tmp_path / "adapter"))
+    guides = build(
+        base,
+        worth={"role": "value", "model": str(tmp_path / "head")},
+        calm={"role": "vector", "model": str(tmp_path / "vector")},
+        arm={"role": "lm", "model": str(tmp_path / "adapter")},
+        bare={"role": "lm", "model": str(adapter(tmp_path / "bare"))},
+    )
+    worth, calm, arm, _ = guides.by_name.values()
+    assert isinstance(worth, HeadGuide)
+    state = read(base)
+    assert worth.head(state).item() == pytest.approx(state.sum().item(), abs=1e-4)
+    assert isinstance(calm, VectorGuide)
+    assert torch.equal(calm.directions[1], torch.ones(48))
+    assert isinstance(arm, LanguageGuide)
+    assert guides.cards == written
+    assert not caplog.records
+
+
+def test_a_guide_of_another_base_is_refused(base: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = adapter(tmp_path / "a")
+    card("arm", base, config="0" * 16).save(folder)
+    message = r"guide 'g' \(role lm\): it was trained for the base 'somewhere' \(config 0{16}, .* this one is 'demo'"
+    with pytest.raises(ModelLoadError, match=message):
+        build(base, g={"role": "lm", "model": str(folder)})
+    card("arm", base, weights="0" * 16).save(folder)
+    with caplog.at_level(logging.WARNING):
+        build(base, g={"role": "lm", "model": str(folder)})
+    assert ["'g' was trained for the base 'somewhere'" in each.getMessage() for each in caplog.records] == [True]
+
+
+def test_a_guide_under_the_wrong_role_is_told_the_right_one(base: Model, tmp_path: Path) -> None:
+    (tmp_path / "head").mkdir()
+    ValueHead([torch.ones(1, 48)], [torch.zeros(1)]).save(tmp_path / "head" / "value_head.safetensors")
+    for role in ("lm", "reward", "vector"):
+        with pytest.raises(
+            ModelLoadError, match=rf"guide 'g' \(role {role}\): .* holds a value head: give it the role"
+        ):
+            build(base, g={"role": role, "model": str(tmp_path / "head")})
+
+
+ALONE = (
+    "{{ bos_token }}{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }}"
+    "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}{% endif %}"
+)
+"""the answer alone is read"""
+
+
+def test_an_adapter_may_read_answers_under_its_own_template(base: Model, folder: Path, tmp_path: Path) -> None:
+    score = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+    tokenizer = base.vocabulary.tokenizer
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    base = replace(base, vocabulary=Vocabulary(tokenizer, base.runner.vocab_size))
+    templates = {"bare": None, "same": tokenizer.chat_template, "alone": ALONE}
+    for name, template in templates.items():
+        adapter(tmp_path / name, score=score)
+        if template is not None:
+            (tmp_path / name / "chat_template.jinja").write_text(template)
+    guides = build(base, **{name: {"role": "reward", "model": str(tmp_path / name)} for name in templates})
+    alone = [257, *byte_tokenizer().encode("Hello there"), 256]
+    expected = {"bare": RENDERED, "same": RENDERED, "alone": alone}
+    for name, ids in expected.items():
+        reward, guide = guides.rewards[name], guides.by_name[name]
+        assert isinstance(reward, CausalReward)
+        assert isinstance(guide, ScorerGuide)
+        assert guide.model is base
+        assert (guide.vocabulary is base.vocabulary) == (name != "alone")
+        assert list(reward.encode(PAIR)) == ids
+        assert reward.score([PAIR]) == pytest.approx([(score @ plain(merged(folder), ids)).item()], abs=1e-3)

@@ -1,13 +1,12 @@
 """Value heads against a float64 restatement and autograd; files that are no heads are refused."""
 
-import logging
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.engine.errors import ModelLoadError
@@ -17,12 +16,12 @@ HIDDEN, VOCAB = 6, 11
 DEPTHS = {1: (), 2: (9,), 3: (9, 5)}
 
 
-def random_head(depth: int, width: int, base: str | None = None) -> ValueHead:
+def random_head(depth: int, width: int) -> ValueHead:
     generator = torch.Generator().manual_seed(depth * 100 + width)
     sizes = [HIDDEN, *DEPTHS[depth], width]
     weights = [torch.randn(out, into, generator=generator) for into, out in pairwise(sizes)]
     biases = [torch.randn(out, generator=generator) for out in sizes[1:]]
-    return ValueHead(weights, biases, base)
+    return ValueHead(weights, biases)
 
 
 def states(*shape: int) -> Tensor:
@@ -84,26 +83,23 @@ def test_a_folded_classifier_head_is_the_signed_sum_of_its_logits() -> None:
 
 
 @pytest.mark.parametrize("width", [1, VOCAB])
-def test_a_saved_head_is_loaded_again(tmp_path: Path, width: int, caplog: pytest.LogCaptureFixture) -> None:
-    head, file = random_head(3, width, base="abc"), tmp_path / "head.safetensors"
-    head.save(file)
-    again = ValueHead.load(file, HIDDEN, VOCAB, base="abc")
-    assert torch.equal(again(states(4)), head(states(4)))
-    assert (again.base, caplog.records) == ("abc", [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_saved_head_is_loaded_again(tmp_path: Path, width: int, dtype: torch.dtype) -> None:
+    head, file = random_head(3, width), tmp_path / "head.safetensors"
+    head.save(file, dtype)
+    assert {tensor.dtype for tensor in load_file(file).values()} == {dtype}
+    again = ValueHead.load(file, HIDDEN, VOCAB)
+    assert {tensor.dtype for tensor in (*again.weights, *again.biases)} == {torch.float32}
+    rounded = ValueHead([w.to(dtype) for w in head.weights], [b.to(dtype) for b in head.biases])
+    assert torch.equal(again(states(4)), rounded(states(4)))
+    assert torch.equal(again(states(4)), head(states(4))) == (dtype == torch.float32)
 
 
-def test_a_head_of_another_base_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "head.safetensors"
-    random_head(2, 1, base="abc").save(file)
-    with caplog.at_level(logging.WARNING):
-        ValueHead.load(file, HIDDEN, VOCAB, base="def")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"value head {file} was fitted on the base abc and this one is def"
-    ]
-    caplog.clear()
-    random_head(2, 1).save(file)
-    ValueHead.load(file, HIDDEN, VOCAB, base="def")
-    assert not caplog.records
+def test_weights_beyond_a_dtype_are_not_saved(tmp_path: Path) -> None:
+    head = ValueHead([torch.full((1, HIDDEN), 1e5)], [torch.zeros(1)])
+    with pytest.raises(ModelLoadError, match=r"has weights beyond torch\.float16: save it in float32"):
+        head.save(tmp_path / "head.safetensors", torch.float16)
+    head.save(tmp_path / "head.safetensors")
 
 
 def stored(changes: dict[str, Tensor | None], metadata: dict[str, str] | None = None) -> Callable[[Path], object]:

@@ -342,3 +342,14 @@ def test_vocabularies_that_cannot_continue_say_so() -> None:
 def test_which_vocabularies_hide_the_first_space() -> None:
     kinds = (byte_level, sentencepiece, prefixed, metaspace, words)
     assert [make().drops_first_space for make in kinds] == [False, True, True, True, False]
+
+
+def test_a_vocabulary_under_another_template_shares_its_tables() -> None:
+    vocabulary = byte_level()
+    vocabulary.tokenizer.chat_template = "<{{ messages[-1].content }}>"
+    messages = [Message(role="user", content="Hi")]
+    other = vocabulary.with_template("{{ messages[-1].content }}!")
+    assert other.chat(messages) == vocabulary.encode("Hi!")
+    assert vocabulary.chat(messages) == vocabulary.encode("<Hi>")
+    assert other.tokens is vocabulary.tokens
+    assert other.__dict__["_table"] is vocabulary.__dict__["_table"]

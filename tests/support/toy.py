@@ -17,15 +17,16 @@ from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import Draft, PromptView
 from trimtab.engine.alignment import Translation
 from trimtab.engine.engine import Engine
-from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide, VectorGuide
+from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, PreferenceGuide, ScorerGuide, VectorGuide
 from trimtab.engine.guides.heads import ValueHead
+from trimtab.engine.guides.preference import PreferenceHead
 from trimtab.engine.job import Opening, Request
 from trimtab.engine.lm_head import Edit
 from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool, PageTable
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
 from trimtab.engine.results import Delta, EngineStats, Event, Failure, Result
-from trimtab.engine.rewards import Pair, Reward
+from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.runner import Chunk, Decoded
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
@@ -206,6 +207,10 @@ class Toy:
         size = self.runner.vocab_size
         self.guides[name] = HeadGuide(name, head or ValueHead([torch.eye(size)], [torch.zeros(size)]))
 
+    def add_preference(self, name: str, head: PreferenceHead) -> None:
+        """Weights of rewards by the base's features at the end of the prompt."""
+        self.guides[name] = PreferenceGuide(name, head)
+
     def add_vector(self, name: str, direction: np.ndarray) -> None:
         """A control vector (V,), added to the base's logits."""
         self.runner.vectors[name] = direction
@@ -321,8 +326,12 @@ class FunctionReward:
 
     def __init__(self, name: str, function: Callable[[str], float]) -> None:
         self.name = name
-        self.tokens_read = 0
+        self.labels = ("LABEL_0",)
         self._function = function
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        return [self._function(pair.answer) for pair in pairs]
+        return [judgement.score for judgement in self.judge(pairs)]
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        scores = [self._function(pair.answer) for pair in pairs]
+        return [Judgement(score, (score,)) for score in scores]
