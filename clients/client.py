@@ -30,6 +30,18 @@ class Answer:
     decoding: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The likeliest label of an answer, and the probabilities of all labels of the guide."""
+
+    name: str
+    probs: tuple[float, ...]
+
+
+Asked = tuple[str | Sequence[Mapping[str, str]], str]
+"""a prompt, or the messages of a conversation, and an answer"""
+
+
 class TrimtabClient:
     """Talks to the server at `url`; `timeout` is the longest silence in seconds."""
 
@@ -51,11 +63,11 @@ class TrimtabClient:
 
     def models(self) -> list[str]:
         """Ids of the models that are served."""
-        return [card["id"] for card in self._get("/v1/models")["data"]]
+        return [card["id"] for card in self._ask("GET", "/v1/models")["data"]]
 
     def strategies(self) -> list[dict[str, Any]]:
         """Every strategy with its parameters' JSON Schema."""
-        listed: list[dict[str, Any]] = self._get("/v1/strategies")["data"]
+        listed: list[dict[str, Any]] = self._ask("GET", "/v1/strategies")["data"]
         return listed
 
     def chat(
@@ -108,6 +120,17 @@ class TrimtabClient:
             if "decoding" in chunk:
                 yield Answer("".join(text), finish_reason, chunk["usage"], chunk["decoding"])
 
+    def score(self, guide: str, pairs: Iterable[Asked]) -> list[float]:
+        """Scores of answers by a reward guide, in order; raises ClientError.
+
+        A pair holds what was asked, as a prompt or as messages, and the answer.
+        """
+        return [each["score"] for each in self._judged("/v1/score", guide, pairs)]
+
+    def classify(self, guide: str, pairs: Iterable[Asked]) -> list[Label]:
+        """Labels of answers by a reward guide, in order; raises ClientError. Pairs are as for `score`."""
+        return [Label(each["label"], tuple(each["probs"])) for each in self._judged("/v1/classify", guide, pairs)]
+
     def pairs(
         self,
         model: str,
@@ -157,9 +180,19 @@ class TrimtabClient:
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _judged(self, path: str, guide: str, pairs: Iterable[Asked]) -> list[dict[str, Any]]:
+        told = [
+            {"prompt": asked, "answer": answer}
+            if isinstance(asked, str)
+            else {"messages": list(asked), "answer": answer}
+            for asked, answer in pairs
+        ]
+        data: list[dict[str, Any]] = self._ask("POST", path, {"model": guide, "pairs": told})["data"]
+        return data
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:
-            response = self._http.get(path)
+            response = self._http.request(method, path, json=body)
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
         if response.status_code != 200:

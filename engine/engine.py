@@ -18,6 +18,7 @@ from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import BASE
 from trimtab.engine.program import Answer, Draw, Extend, Propose
+from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Reader
 from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, TokenTrace, add
 from trimtab.engine.rewards import Reward
@@ -56,12 +57,16 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return not self._jobs
+        return not self._jobs and not self.scoring.ratings
 
     def submit(self, request: Request) -> None:
         job = Job.of(request, self.models)
         self._jobs[request.handle] = job
         self.scheduler.waiting.append(job)
+
+    def rate(self, rating: Rating) -> None:
+        """Queue answers to be scored."""
+        self.scoring.ratings.append(rating)
 
     def cancel(self, handle: object) -> None:
         """End a request now, whatever it is doing; unknown handles (already ended ones) are fine."""
@@ -84,6 +89,9 @@ class Engine:
         """End every request with `error`; the engine is empty afterwards."""
         for job in list(self._jobs.values()):
             self._fail(job, error)
+        for rating in self.scoring.ratings:
+            rating.fail(error)
+        self.scoring.ratings.clear()
         self.deliver()
         self._count()
 

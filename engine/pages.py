@@ -6,7 +6,8 @@ they hold; a `PageTable` is one sequence's ordered list of pages. Page 0 is the 
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 
 TRASH_PAGE = 0
@@ -85,6 +86,15 @@ class PagePool:
         if self._share and digest not in self._page_of and page not in self._hash_of:
             self._page_of[digest] = page
             self._hash_of[page] = digest
+
+    @contextmanager
+    def unshared(self) -> Iterator[None]:
+        """Pages that are filled within are not remembered: no later prompt finds them, and they are free afterwards."""
+        share, self._share = self._share, False
+        try:
+            yield
+        finally:
+            self._share = share
 
     def forget(self, page: int) -> None:
         digest = self._hash_of.pop(page, None)

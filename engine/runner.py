@@ -88,11 +88,13 @@ class ModelRunner:
             )
 
     @torch.inference_mode()
-    def prefill(self, chunks: Sequence[Chunk]) -> None:
-        """Store keys and values of the chunks' tokens; nothing else is computed."""
+    def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Store keys and values of the chunks' tokens; the last hidden state of each, (N, D), chunk by chunk."""
         step = self.store.begin([chunk.table for chunk in chunks], [len(chunk.tokens) for chunk in chunks])
         tokens = [chunk.tokens for chunk in chunks]
-        self._forward(self.model.base_model, step, tokens, [chunk.variant for chunk in chunks])
+        variants = [chunk.variant for chunk in chunks]
+        hidden: Tensor = self._forward(self.model.base_model, step, tokens, variants).last_hidden_state  # (N, q, D)
+        return hidden[torch.arange(len(chunks)), [len(each) - 1 for each in tokens]]
 
     @torch.inference_mode()
     def decode(self, chunks: Sequence[Chunk], edits: Sequence[Edit] = ()) -> Decoded:

@@ -1,4 +1,7 @@
-"""Answers the ops that judge answers: rewards of texts, values of hidden states, log-probabilities under one model."""
+"""Judges answers: rewards of texts, values of hidden states, log-probabilities under one model.
+
+Programs ask by their ops, and callers by a `Rating`. Both queue for a reward in the order of arrival and share batches.
+"""
 
 import logging
 import math
@@ -7,20 +10,21 @@ from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
-from trimtab.engine.errors import GuideError
-from trimtab.engine.guides.base import Guide, HeadGuide
+from trimtab.engine.errors import GuideError, InvalidRequest
+from trimtab.engine.guides.base import Guide, HeadGuide, PreferenceGuide
 from trimtab.engine.job import Job
 from trimtab.engine.pages import OutOfPages
-from trimtab.engine.program import LogProbs, Score
+from trimtab.engine.program import LogProbs, Preferences, Score
+from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Charge, Passage, Reader
 from trimtab.engine.results import EngineStats, add
-from trimtab.engine.rewards import Pair, Reward
+from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
-Share = tuple[Job, list[Pair]]
+Share = tuple[Job | Rating, list[Pair]]
 T = TypeVar("T")
 
 
@@ -40,6 +44,7 @@ class Scoring:
         fail: Callable[[Job, Exception], None],
     ) -> None:
         self.rewards = rewards
+        self.ratings: list[Rating] = []
         self._scheduler = scheduler
         self._reader = reader
         self._guides = guides
@@ -51,23 +56,27 @@ class Scoring:
 
     def tick(self, jobs: Sequence[Job]) -> None:
         """Answer what the jobs wait for; rewards in the order of arrival, as many answers as a batch takes."""
-        waiting: dict[str, list[Job]] = {}
+        waiting: dict[str, list[Job | Rating]] = {}
+        for rating in self.ratings:
+            if not rating.ended:
+                waiting.setdefault(rating.reward, []).append(rating)
         for job in jobs:
-            if isinstance(job.op, LogProbs) or (
+            if isinstance(job.op, LogProbs | Preferences) or (
                 isinstance(job.op, Score) and isinstance(self._guides.get(job.op.reward), HeadGuide)
             ):
                 self._reread(job)
             elif isinstance(job.op, Score):
                 waiting.setdefault(job.op.reward, []).append(job)
         for name, each in waiting.items():
-            self._score(name, self._shares(each))
+            self._score(name, self._shares(sorted(each, key=lambda asked: asked.arrived)))
+        self.ratings = [rating for rating in self.ratings if not rating.ended]
 
     def _reread(self, job: Job) -> None:
-        """Read the end of answers again, for what a model says of it."""
+        """Read the end of answers, or of the prompt, again for what a model says of it."""
         op = job.op
-        assert isinstance(op, LogProbs | Score)
+        assert isinstance(op, LogProbs | Preferences | Score)
         passages = []
-        for index, sequence in enumerate(op.sequences):
+        for index, sequence in enumerate((job.prompt,) if isinstance(op, Preferences) else op.sequences):
             lane = sequence.base
             start = sequence.generated  # behind the last token, whose hidden state is wanted
             if isinstance(op, LogProbs):
@@ -77,6 +86,10 @@ class Scoring:
         try:
             if isinstance(op, LogProbs):
                 job.logprobs = self._in_room(job, passages, self._reader.logprobs)
+            elif isinstance(op, Preferences):
+                weigher = self._guides[op.guide]
+                assert isinstance(weigher, PreferenceGuide)  # admission
+                (job.preferences,) = self._in_room(job, passages, partial(self._reader.preferences, weigher))
             else:
                 guide = self._guides[op.reward]
                 assert isinstance(guide, HeadGuide)
@@ -102,24 +115,28 @@ class Scoring:
     def _score(self, name: str, shares: list[Share]) -> None:
         """Score one batch; if that fails, one request at a time finds whose answer it is, and the others go on."""
         began, reward = perf_counter(), self.rewards[name]
-        read, scores, failure = reward.tokens_read, [], None
+        judged: list[Judgement] = []
+        failure = None
         try:
-            scores = reward.score([pair for _, pairs in shares for pair in pairs])
+            judged = reward.judge([pair for _, pairs in shares for pair in pairs])
         except Exception as error:
             failure = error
         if failure is not None:
             self._bear(name, shares, failure)
             return
-        read = reward.tokens_read - read
+        read = sum(each.tokens - each.cached for each in judged)
         add(self._stats.score_seconds, name, perf_counter() - began)
         add(self._stats.score_batches, name, 1)
-        add(self._stats.score_items, name, len(scores))
+        add(self._stats.score_items, name, len(judged))
         if read:
             add(self._stats.model_tokens, name, read)
-        each = read / len(scores)  # what answers share is read once, so that their parts are equal
-        for job, pairs in shares:
-            self._take(job, name, scores[: len(pairs)], round(each * len(pairs)))
-            scores = scores[len(pairs) :]
+        each = read / len(judged)  # what answers share is read once, so that their parts are equal
+        for asked, pairs in shares:
+            mine, judged = judged[: len(pairs)], judged[len(pairs) :]
+            if isinstance(asked, Rating):
+                asked.take(mine)
+            else:
+                self._take(asked, name, [judgement.score for judgement in mine], round(each * len(pairs)))
 
     def _bear(self, name: str, shares: list[Share], error: Exception) -> None:
         """Make room for a batch that found none, or find the request, or under `lose` the answer, that it failed on."""
@@ -127,26 +144,37 @@ class Scoring:
             if self._scheduler.preempt(error.pool):
                 self._score(name, shares)
             else:
-                self._fail(shares[0][0], _crowded(name))
+                self._end(shares[0][0], _crowded(name))
             return
         if len(shares) > 1:
             for share in shares:
                 self._score(name, [share])
             return
-        ((job, pairs),) = shares
-        if self._losing and len(pairs) > 1:
+        ((asked, pairs),) = shares
+        if self._losing and isinstance(asked, Job) and len(pairs) > 1:
             for pair in pairs:
-                self._score(name, [(job, [pair])])
+                self._score(name, [(asked, [pair])])
+            return
+        refused = error.__cause__
+        if isinstance(asked, Rating) and isinstance(refused, InvalidRequest):  # the caller's mistake, not the guide's
+            asked.fail(InvalidRequest(str(error), param=refused.param, code=refused.code))
             return
         add(self._stats.guide_errors, name, 1)
         if not isinstance(error, GuideError):
             logger.error("guide %r failed", name, exc_info=error)
             error = GuideError(name, type(error).__name__)
-        if self._losing:
+        if self._losing and isinstance(asked, Job):
             logger.warning("%s; the answer loses", error)
-            self._take(job, name, [math.nan], 0)
+            self._take(asked, name, [math.nan], 0)
         else:
-            self._fail(job, error)
+            self._end(asked, error)
+
+    def _end(self, asked: Job | Rating, error: Exception) -> None:
+        """End a request with `error`."""
+        if isinstance(asked, Rating):
+            asked.fail(error)
+        else:
+            self._fail(asked, error)
 
     def _take(self, job: Job, name: str, scores: list[float], tokens: int) -> None:
         """Give a job its part of a batch."""
@@ -158,17 +186,25 @@ class Scoring:
         if len(job.rewards) == len(job.op.sequences):
             self._resume(job)
 
-    def _shares(self, jobs: list[Job]) -> list[Share]:
-        """Unscored answers of `jobs`, up to the batch limit."""
+    def _shares(self, waiting: list[Job | Rating]) -> list[Share]:
+        """Unscored answers of those who wait, up to the batch limit."""
         shares: list[Share] = []
         room = self._pairs
-        for job in jobs:
-            assert isinstance(job.op, Score)
-            left = job.op.sequences[len(job.rewards) :][:room]
-            if left:
-                shares.append((job, [Pair(job.request.messages, sequence.text.text) for sequence in left]))
-                room -= len(left)
+        for asked in waiting:
+            pairs = _unscored(asked, room)
+            if pairs:
+                shares.append((asked, pairs))
+                room -= len(pairs)
         return shares
+
+
+def _unscored(asked: Job | Rating, room: int) -> list[Pair]:
+    """The next answers to score, at most `room`."""
+    if isinstance(asked, Rating):
+        return asked.unscored(room)
+    assert isinstance(asked.op, Score)
+    sequences = asked.op.sequences[len(asked.rewards) :][:room]
+    return [Pair(asked.request.messages, sequence.text.text) for sequence in sequences]
 
 
 def _crowded(guide: str) -> GuideError:

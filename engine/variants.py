@@ -91,21 +91,21 @@ class LowRankTerm:
         self.down = torch.cat((self.down, down.to(self.down)))
         self.up = torch.cat((self.up, up.to(self.up)))
 
-    def choose(self, rows: Tensor, masks: dict[tuple[int, ...], Tensor | None]) -> None:
-        """Prepare for rows of these adapters, (B,) numbers; products of one layout share their mask in `masks`."""
+    def choose(self, rows: Tensor, known: dict[tuple[int, ...], tuple[slice, Tensor | None]]) -> None:
+        """Prepare for rows of these adapters, (B,) numbers; products of one layout share block and mask in `known`."""
         spans = [self.spans[number] for number in set(rows.tolist()) if number in self.spans]
         if not spans:
             self.active = None
             return
         start, stop = min(spans)[0], max(spans)[1]
         owners = self.owners[start:stop]
-        mine = torch.isin(rows, torch.tensor(owners)).nonzero()[:, 0]
-        first, last = int(mine[0]), int(mine[-1]) + 1
-        block = slice(first, last)
-        if owners not in masks:
+        if owners not in known:
+            mine = torch.isin(rows, torch.tensor(owners)).nonzero()[:, 0]
+            block = slice(int(mine[0]), int(mine[-1]) + 1)
             others = rows[block, None, None] != torch.tensor(owners)  # (rows of the block, 1, R)
-            masks[owners] = others.to(self.down.device) if others.any() else None
-        self.active = _Active(self.down[start:stop], self.up[start:stop], masks[owners], block, len(rows))
+            known[owners] = block, others.to(self.down.device) if others.any() else None
+        block, mask = known[owners]
+        self.active = _Active(self.down[start:stop], self.up[start:stop], mask, block, len(rows))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """`y` (..., out), the product with `x` (..., in), with the terms added, in the dtype of the stacks.
@@ -152,9 +152,9 @@ class RowTerms:
             return
         numbers = torch.tensor([self._adapters[row.adapter] for row in rows], dtype=torch.long)
         self._added = self._sum_vectors([row.vectors for row in rows])
-        masks: dict[tuple[int, ...], Tensor | None] = {}
+        known: dict[tuple[int, ...], tuple[slice, Tensor | None]] = {}
         for host, term in self._terms.values():
-            term.choose(numbers, masks)
+            term.choose(numbers, known)
             if isinstance(host, PackedMatmul):
                 host.term = term if term.active else None
         self._rows = rows

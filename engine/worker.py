@@ -7,13 +7,15 @@ any two operations: a second computing thread makes a decode step on two cores a
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from threading import Condition, Thread
 
 from trimtab.engine.engine import Engine
 from trimtab.engine.errors import Cancelled, Overloaded
 from trimtab.engine.job import Request
+from trimtab.engine.rating import Rating
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class Worker:
         """Start the thread and wait until `build` has made the engine there; what `build` raises is raised here."""
         self.failed: Exception | None = None
         self._max_waiting = max_waiting
-        self._inbox: deque[Request] = deque()
+        self._inbox: deque[Request | Rating] = deque()
         self._cancelled: deque[object] = deque()
         self._signal = Condition()
         self._draining = False
@@ -39,14 +41,21 @@ class Worker:
         self._thread.start()
         self.engine = built.result()
 
-    def submit(self, request: Request) -> None:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let what this thread submits inside reach the engine in one tick."""
+        with self._signal:  # a lock that its thread may take again
+            yield
+
+    def submit(self, request: Request | Rating) -> None:
         """Queue a request; raises Overloaded when the queue is full or the engine is stopping."""
         with self._signal:
             if self.failed is not None:
                 raise Overloaded("the engine has stopped after repeated errors: restart the server", retry_after=30.0)
             if self._draining or self._closing:
                 raise Overloaded("the server is shutting down and takes no new requests", retry_after=5.0)
-            if len(self._inbox) + len(self.engine.scheduler.waiting) >= self._max_waiting:
+            queued = len(self._inbox) + len(self.engine.scheduler.waiting) + len(self.engine.scoring.ratings)
+            if queued >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} requests are waiting already; try again later")
             self._inbox.append(request)
             self._signal.notify()
@@ -109,6 +118,9 @@ class Worker:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, deque()
         for request in arrived:
-            self.engine.submit(request)
+            if isinstance(request, Rating):
+                self.engine.rate(request)
+            else:
+                self.engine.submit(request)
         for handle in cancelled:
             self.engine.cancel(handle)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from trimtab.server import chat, completions, errors, listings, operations
+from trimtab.server import chat, completions, errors, listings, operations, scoring
 from trimtab.server.middleware import RequestEnvelope
 from trimtab.server.service import Service
 from trimtab.server.settings import Settings
@@ -33,6 +33,6 @@ def create_app(llm: "LLM", settings: Settings) -> FastAPI:
     app.state.max_body_bytes = settings.server.max_body_bytes
     app.add_middleware(RequestEnvelope)
     errors.install(app)
-    for part in (chat, completions, listings, operations):
+    for part in (chat, completions, scoring, listings, operations):
         app.include_router(part.routes(service))
     return app

@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from starlette.types import Receive
 
@@ -14,6 +15,9 @@ from trimtab.server.metrics import Metrics, RequestTimer
 
 if TYPE_CHECKING:
     from trimtab.llm import LLM, PreparedRequest
+
+
+T = TypeVar("T")
 
 
 class ClientGone(Exception):
@@ -154,6 +158,20 @@ class Bridge:
             exchange.close()
             self.open -= 1
 
+    async def result(self, future: "Future[T]", receive: Receive) -> T:
+        """Wait for what the engine's thread will set; once the client is gone, cancel it and raise ClientGone."""
+        answer, gone = asyncio.wrap_future(future), asyncio.create_task(_gone(receive))
+        self.open += 1
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientGone
+            return answer.result()
+        finally:
+            gone.cancel()
+            answer.cancel()
+            self.open -= 1
+
     def _deliver(self, events: list[tuple[object, Event]]) -> None:
         assert self._loop is not None
         if not self._loop.is_closed():
@@ -168,9 +186,14 @@ class Bridge:
 
 
 async def _watch(exchange: Exchange, receive: Receive) -> None:
+    await _gone(receive)
+    exchange.abandon()
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    exchange.abandon()
 
 
 def _merge(first: Delta, second: Delta) -> Delta:

@@ -41,6 +41,28 @@ def test_more_prompts_than_may_wait_come_back_in_order(llm: LLM) -> None:
         assert llm.generate([prompt], sampling, progress=False)[0].choices == result.choices
 
 
+def test_each_prompt_may_have_its_own_sampling(llm: LLM) -> None:
+    each = [SamplingParams(seed=seed, max_tokens=4 + seed) for seed in range(3)]
+    results = llm.generate(["same"] * 3, each, progress=False)
+    assert [result.seed for result in results] == [0, 1, 2]
+    assert [llm.generate(["same"], one, progress=False)[0].choices for one in each] == [r.choices for r in results]
+    assert [r.seed for r in llm.chat([user("same")] * 3, each, progress=False)] == [0, 1, 2]
+    with pytest.raises(InvalidRequest, match="3 sampling parameters for 2 prompts: give one for each"):
+        llm.generate(["same"] * 2, each, progress=False)
+
+
+def test_what_is_submitted_together_waits_for_the_rest(llm: LLM) -> None:
+    before, collectors = llm.stats.steps, [Collector() for _ in range(3)]
+    with llm._worker.together():
+        for collector in collectors:
+            prepared = llm.prepare(GenerationRequest(prompt="wait", sampling=SamplingParams(max_tokens=2, seed=1)))
+            llm.submit(prepared, object(), collector)
+            assert not collector.started.wait(0.05)
+        assert llm.stats.steps == before
+    assert all(collector.done.wait(20) for collector in collectors)
+    assert llm.stats.steps <= before + 2, "one tick took them all"
+
+
 def test_chat_uses_the_template_and_best_of_n_reports_its_candidates(llm: LLM) -> None:
     decoding = {"strategy": "best_of_n", "n": 5, "reward": "length"}
     result = llm.chat([user("hello")], SamplingParams(seed=3, max_tokens=9), decoding=decoding, progress=False)[0]

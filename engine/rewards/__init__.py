@@ -1,5 +1,5 @@
 """Rewards: scorers of whole answers, in Python or by a classifier model."""
 
-from trimtab.engine.rewards.base import Pair, Reward
+from trimtab.engine.rewards.base import Judgement, Pair, Reward
 
-__all__ = ["Pair", "Reward"]
+__all__ = ["Judgement", "Pair", "Reward"]

@@ -1,5 +1,6 @@
 """What a reward is: a named scorer of whole answers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,28 @@ class Pair:
     answer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a reward says of one answer, and what it read for it."""
+
+    score: float
+    logits: tuple[float, ...]
+    """one per label of the reward"""
+    tokens: int = 0
+    """of the conversation, as far as its model's context holds it; 0 of a program"""
+    cached: int = 0
+    """of these, tokens whose keys and values were there already"""
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Of the labels: the softmax of their logits, or the sigmoid of a single one."""
+        if len(self.logits) == 1:
+            return [0.5 * (1.0 + math.tanh(0.5 * self.logits[0]))]
+        top = max(self.logits)
+        masses = [math.exp(logit - top) for logit in self.logits]
+        return [mass / math.fsum(masses) for mass in masses]
+
+
 class Reward(Protocol):
     """A scorer of whole answers; higher is better, and a score does not depend on the rest of the batch."""
 
@@ -22,22 +45,37 @@ class Reward(Protocol):
     def name(self) -> str: ...
 
     @property
-    def tokens_read(self) -> int:
-        """Tokens that its model has processed since it was loaded; 0 of a program."""
+    def labels(self) -> tuple[str, ...]:
+        """What its logits are of."""
+        ...
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Return one judgement per pair; GuideError if a score or a logit is not finite."""
         ...
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one finite score per pair; GuideError if a score is not finite."""
+        """Return the scores of `judge`."""
         ...
 
 
+FORWARD = 128
+"""tokens whose computation takes as long as what a forward costs beside its tokens"""
+
+
 def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yield indices in batches of rising length, each within `max_tokens` once padded, or of one row."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[index] > max_tokens:  # the new row is the longest
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    """Yield indices in batches of rising length, each within `max_tokens` once padded, or of one row.
+
+    Of all ways to cut the sorted rows, the one with the least to compute: padded tokens, and `FORWARD` per batch.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    costs, begins = [0], [0]  # of the first rows: what they cost at least, and where their last batch begins then
+    for end, longest in enumerate((lengths[index] for index in order), start=1):
+        first = max(0, end - max(1, max_tokens // max(1, longest)))
+        cost, begin = min((costs[begin] + (end - begin) * longest, begin) for begin in range(first, end))
+        costs.append(cost + FORWARD)
+        begins.append(begin)
+    cuts, end = [], len(order)
+    while end:
+        cuts.append(slice(begins[end], end))
+        end = begins[end]
+    yield from (order[cut] for cut in reversed(cuts))

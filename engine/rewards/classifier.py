@@ -1,8 +1,8 @@
 """Rewards read off a transformers sequence-classification model."""
 
 import inspect
-import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 from trimtab.engine.errors import GuideError
 from trimtab.engine.guides.prompts import guide_transcript
 from trimtab.engine.loading import LoadedModel
-from trimtab.engine.rewards.base import Pair, batches
+from trimtab.engine.rewards.base import Judgement, Pair, batches
 from trimtab.engine.vocabulary import Vocabulary
+
+Side = Literal["left", "right"]
 
 
 class ClassifierReward:
@@ -27,12 +29,13 @@ class ClassifierReward:
         self, name: str, loaded: LoadedModel, *, label: str | None = None, max_batch_tokens: int = 16_384
     ) -> None:
         self.name = name
-        self.tokens_read = 0
+        self.labels = tuple(labels_of(loaded.model))
+        self.vocabulary = Vocabulary(loaded.tokenizer, loaded.embedding_rows)
+        self.context_length = loaded.context_length
+        self.dtype = loaded.dtype
         self._model = loaded.model
-        self._context_length = loaded.context_length
-        self._vocabulary = Vocabulary(loaded.tokenizer, loaded.embedding_rows)
         self._max_batch_tokens = max_batch_tokens
-        self._signs = label_signs(name, loaded.source, labels_of(loaded.model), label)
+        self._signs = label_signs(name, loaded.source, self.labels, label)
         self._pad_id = loaded.tokenizer.pad_token_id or 0  # masked, so that any id would do
         head = getattr(loaded.model, "score", None)  # what transformers calls the head of its decoders
         self._decoder_head = head if isinstance(head, torch.nn.Module) else None
@@ -40,38 +43,55 @@ class ClassifierReward:
         self._takes_positions = "position_ids" in forward.parameters
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one score per pair; GuideError if a score is not finite."""
+        """Return the scores of `judge`."""
+        return [judgement.score for judgement in self.judge(pairs)]
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Return one judgement per pair; GuideError if a score or a logit is not finite."""
         rows = [self.encode(pair) for pair in pairs]
-        scores = [0.0] * len(rows)
+        judged: dict[int, Judgement] = {}
         for batch in batches([len(row) for row in rows], self._max_batch_tokens):
             logits = self._logits([rows[index] for index in batch])  # (B, labels)
-            self.tokens_read += sum(len(rows[index]) for index in batch)
-            for index, value in zip(batch, (logits @ self._signs).tolist(), strict=True):
-                scores[index] = value
-        if not all(map(math.isfinite, scores)):
-            raise GuideError(self.name, "a score is not finite: load it with dtype float32 or bfloat16")
-        return scores
+            if not logits.isfinite().all():
+                raise GuideError(self.name, "a score is not finite: load it with dtype float32 or bfloat16")
+            scores = (logits @ self._signs).tolist()
+            for index, score, each in zip(batch, scores, logits.tolist(), strict=True):
+                judged[index] = Judgement(score, tuple(each), len(rows[index]))
+        return [judged[index] for index in range(len(rows))]
 
     def encode(self, pair: Pair) -> list[int]:
         """Return the ids of what the model reads for `pair`, within its context; GuideError if its template refuses."""
-        return guide_transcript(self.name, self._vocabulary, pair.messages, pair.answer, limit=self._context_length)
+        return guide_transcript(self.name, self.vocabulary, pair.messages, pair.answer, limit=self.context_length)
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether rows can be padded left; encoders are read at their first token, where the pads would be."""
+        return self._decoder_head is not None
+
+    def padded(self, pairs: Sequence[Pair], side: Side) -> list[float]:
+        """Return one score per pair of a single forward, padded on `side`, finite or not; `judge` pads right."""
+        scores: list[float] = (self._logits([self.encode(pair) for pair in pairs], side) @ self._signs).tolist()
+        return scores
 
     @torch.inference_mode()
-    def _logits(self, rows: Sequence[list[int]]) -> Tensor:
+    def _logits(self, rows: Sequence[list[int]], side: Side = "right") -> Tensor:
         longest = max(map(len, rows))
         device = self._model.device
+        pads = [[self._pad_id] * (longest - len(row)) for row in rows]
+        filled = [pad + row if side == "left" else row + pad for row, pad in zip(rows, pads, strict=True)]
+        ids = torch.tensor(filled, device=device)  # (B, T)
         lengths = torch.tensor([len(row) for row in rows], device=device)  # (B,)
-        ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in rows], device=device)  # (B, T)
-        positions = torch.arange(longest, device=device).expand_as(ids)  # (B, T)
-        mask = (positions < lengths[:, None]).long()  # (B, T)
+        begins = (longest - lengths) * (side == "left")  # (B,)
+        positions = torch.arange(longest, device=device) - begins[:, None]  # (B, T)
+        mask = ((positions >= 0) & (positions < lengths[:, None])).long()  # (B, T)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self._decoder_head is None:
             logits: Tensor = self._model(**inputs).logits  # (B, labels)
             return logits.float().cpu()
         if self._takes_positions:
-            inputs["position_ids"] = positions
+            inputs["position_ids"] = positions.clamp_min(0)
         hidden = self._model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, D)
-        last = hidden[torch.arange(len(rows), device=device), lengths - 1]  # (B, D)
+        last = hidden[torch.arange(len(rows), device=device), begins + lengths - 1]  # (B, D)
         logits = self._decoder_head(last)
         return logits.float().cpu()
 

@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trimtab.engine.errors import GuideError
-from trimtab.engine.rewards.base import Pair
+from trimtab.engine.rewards.base import Judgement, Pair
 from trimtab.engine.vocabulary import Message
 
 Prompt = Sequence[Message] | str
@@ -155,14 +155,18 @@ class ProgramReward:
 
     name: str
     program: Program
-    tokens_read: int = 0
+    labels: tuple[str, ...] = ("LABEL_0",)
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one score per pair; GuideError if one is not finite."""
+        """Return the scores of `judge`."""
+        return [judgement.score for judgement in self.judge(pairs)]
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Return one judgement per pair, the score its only logit; GuideError if one is not finite."""
         scores = [self.program.score(pair.messages, pair.answer) for pair in pairs]
         if not all(map(math.isfinite, scores)):
             raise GuideError(self.name, "a score is not finite: check the sizes of its weights")
-        return scores
+        return [Judgement(score, (score,)) for score in scores]
 
 
 def _refuse_constant(name: str) -> None:

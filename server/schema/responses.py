@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from trimtab.engine.guides.card import BaseIdentity, Kind
+
 FinishReason = Literal["stop", "length"]
 VocabularyRelation = Literal["same", "translated", "text only"]
 
@@ -98,6 +100,37 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class ContractFinding(BaseModel):
+    """One point that a reward model was examined for when it was loaded."""
+
+    name: str
+    ok: bool
+    finding: str
+    fix: str = Field(exclude_if=lambda fix: not fix)
+    """what to do; also told of what works and is seldom meant so"""
+
+
+class GuideContract(BaseModel):
+    """Whether the scores of a reward model can be relied on."""
+
+    ok: bool
+    findings: list[ContractFinding]
+
+
+class GuideOrigin(BaseModel):
+    """Where a trained guide comes from, as its card says."""
+
+    kind: Kind
+    base: BaseIdentity
+    """the base that it was trained on"""
+    data: str
+    licence: str
+    policy: str | None
+    """whose answers it was trained on; None: it saw none"""
+    metrics: dict[str, float]
+    """on the held-out part of its data"""
+
+
 class GuideCard(BaseModel):
     """A model or program that requests may steer with, and what it can do."""
 
@@ -114,6 +147,10 @@ class GuideCard(BaseModel):
     """it gives values to single tokens that could come next"""
     scores_answers: bool
     """it can be the reward of a search"""
+    contract: GuideContract | None = Field(exclude_if=lambda contract: contract is None)
+    """of rewards that are models"""
+    card: GuideOrigin | None = Field(exclude_if=lambda card: card is None)
+    """of guides whose folder has a card.json"""
 
 
 class GuideList(BaseModel):

@@ -3,9 +3,10 @@
 import secrets
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
+from trimtab.decoders.params import require_reward
 from trimtab.decoders.registry import strategies
 from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
@@ -21,17 +23,21 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide
 from trimtab.engine.guides.build import build_guides
+from trimtab.engine.guides.card import Card
 from trimtab.engine.guides.prompts import guide_prompt
 from trimtab.engine.job import Opener, Opening, Request
 from trimtab.engine.loading import load_causal_lm
 from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
+from trimtab.engine.rating import Rating
 from trimtab.engine.results import Deliver, EngineStats, Event, Failure, Result
-from trimtab.engine.rewards import Reward
+from trimtab.engine.rewards import Judgement, Pair, Reward
+from trimtab.engine.rewards.contract import Contract
 from trimtab.engine.runner import ModelRunner
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
+from trimtab.engine.sources import short_name
 from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Message, TextStream, Vocabulary
 from trimtab.engine.worker import Worker
@@ -97,7 +103,7 @@ class LLM:
 
     def __init__(self, model: str | None = None, *, settings: EngineSettings | None = None) -> None:
         settings = settings or EngineSettings()
-        self.settings = settings if model is None else settings.model_copy(update={"model": model})
+        self.settings = settings if model is None else settings.with_model(model)
         self.model_name = short_name(self.settings.model)
         self.stats = EngineStats()
         self._worker = Worker(self._build, max_waiting=settings.max_waiting)
@@ -128,6 +134,8 @@ class LLM:
         guides = build_guides(settings.guides, self._base, settings, device)
         self.guides: Mapping[str, Guide] = guides.by_name
         self.rewards: Mapping[str, Reward] = guides.rewards
+        self.cards: Mapping[str, Card] = guides.cards
+        self.contracts: Mapping[str, Contract] = guides.contracts
         self._translations = {
             name: guide.translation
             for name, guide in self.guides.items()
@@ -208,6 +216,29 @@ class LLM:
             )
         )
 
+    def judge(self, reward: str, pairs: Sequence[Pair]) -> "Future[list[Judgement]]":
+        """Queue answers for a reward guide; the future may be cancelled. Works in any thread, and waits for nothing.
+
+        It fails with GuideError if the reward does, and with InvalidRequest if its chat template refuses a
+        conversation. Raises InvalidRequest for a guide that is no reward, and Overloaded.
+        """
+        require_reward(reward, self.rewards, path="reward")
+        rating = Rating(reward, tuple(pairs))
+        if rating.pairs:
+            self._worker.submit(rating)
+        else:
+            rating.take(())
+        return rating.future
+
+    def score(self, reward: str, pairs: Sequence[Pair]) -> list[float]:
+        """Score answers and wait; raises what `judge` does. Never call it from the engine's thread."""
+        future = self.judge(reward, pairs)
+        try:
+            return [judgement.score for judgement in future.result()]
+        except BaseException:
+            future.cancel()
+            raise
+
     def cancel(self, handle: object) -> None:
         """Give a request up; its rows and pages are free one tick later. Any thread, any time."""
         self._worker.cancel(handle)
@@ -223,30 +254,34 @@ class LLM:
     def generate(
         self,
         prompts: Iterable[str | Sequence[int]],
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
         decoding: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> list[Result]:
-        """Continue each prompt (text or token ids); one result per prompt, in order."""
-        sampling = sampling or SamplingParams()
-        requests = [GenerationRequest(prompt=each, sampling=sampling, n=n, decoding=decoding) for each in prompts]
+        """Continue each prompt (text or token ids); one result per prompt, in order. `sampling` may be one for each."""
+        texts = list(prompts)
+        requests = [
+            GenerationRequest(prompt=each, sampling=own, n=n, decoding=decoding)
+            for each, own in zip(texts, _one_each(sampling, len(texts)), strict=True)
+        ]
         return self._run(requests, progress)
 
     def chat(
         self,
         conversations: Iterable[Sequence[Message]],
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
         decoding: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> list[Result]:
-        """Answer each conversation under the model's chat template; one result per conversation, in order."""
-        sampling = sampling or SamplingParams()
+        """Answer each conversation under the model's chat template; otherwise as `generate`."""
+        talks = [tuple(each) for each in conversations]
         requests = [
-            GenerationRequest(messages=tuple(each), sampling=sampling, n=n, decoding=decoding) for each in conversations
+            GenerationRequest(messages=each, sampling=own, n=n, decoding=decoding)
+            for each, own in zip(talks, _one_each(sampling, len(talks)), strict=True)
         ]
         return self._run(requests, progress)
 
@@ -295,7 +330,7 @@ class LLM:
             return Opening(prompts.base, plan, _text(self.vocabulary, sampling), limit)
         guide = self.guides[model]
         assert isinstance(guide, LanguageGuide)  # admission
-        prompt = array("q", guide_prompt(model, guide.model.vocabulary, messages))
+        prompt = array("q", guide_prompt(model, guide.vocabulary, messages))
         own = sampling.model_copy(update={"logit_bias": {}, "stop_token_ids": (), "logprobs": None})
         limit = min(len(prompt) + max_tokens, guide.model.context_length)
         if limit <= len(prompt):
@@ -306,7 +341,7 @@ class LLM:
             )
         plan = SteerPlan(own, seed, guide.model.eos_ids, guide.variant)
         lane = LanePlan(model, guide.model.name, prompt, guide.variant)
-        return Opening(prompt, plan, _text(guide.model.vocabulary, own), limit, lane)
+        return Opening(prompt, plan, _text(guide.vocabulary, own), limit, lane)
 
     def _run(self, requests: list[GenerationRequest], progress: bool) -> list[Result]:
         """Run all requests at once and wait; the first failure cancels the rest and is raised."""
@@ -322,8 +357,9 @@ class LLM:
         waiting = iter(zip(ready, handles, strict=True))
         try:
             with tqdm(total=len(ready), unit="request", disable=not progress) as bar:
-                for prepared, handle in (next(waiting) for _ in range(min(self.settings.max_waiting, len(ready)))):
-                    self.submit(prepared, handle, deliver)
+                with self._worker.together():  # so that the batches do not depend on timing
+                    for prepared, handle in islice(waiting, self.settings.max_waiting):
+                        self.submit(prepared, handle, deliver)
                 while len(results) < len(ready):
                     handle, event = events.get()
                     if isinstance(event, Failure):
@@ -351,14 +387,14 @@ def _text(vocabulary: Vocabulary, sampling: SamplingParams) -> TextStream:
     )
 
 
+def _one_each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    if not isinstance(sampling, Sequence):
+        return [sampling or SamplingParams()] * count
+    if len(sampling) != count:
+        raise InvalidRequest(f"{len(sampling)} sampling parameters for {count} prompts: give one for each, or one")
+    return sampling
+
+
 def _longest(plan: SteerPlan) -> SteerPlan:
     """The plan of an answer as long as there is room for."""
     return replace(plan, sampling=plan.sampling.model_copy(update={"max_tokens": None}))
-
-
-def short_name(source: str) -> str:
-    """Model id of a source: `demo`, a hub id as it is, the wheel's name, or the last part of a path."""
-    if source.startswith("pypi:"):
-        return source.removeprefix("pypi:").split("==")[0]
-    path = Path(source)
-    return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else source

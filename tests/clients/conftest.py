@@ -28,6 +28,11 @@ class Scripted:
         self.failure: dict[str, Any] | None = None
         self.decoding: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: DECODING
         """what the answer to a request says of it"""
+        self.judged = {
+            "/v1/score": [{"index": 0, "score": 0.5}, {"index": 1, "score": -1.0}],
+            "/v1/classify": [{"index": 0, "label": "glad", "probs": [0.25, 0.75], "num_classes": 2}],
+        }
+        """what rewards say of answers"""
         self.url = ""
 
     def stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -62,6 +67,9 @@ def scripted() -> Iterator[Scripted]:
             script.bodies.append(body)
             if script.refusal is not None:
                 self._answer(400, "application/json", json.dumps({"error": script.refusal}))
+                return
+            if self.path in script.judged:
+                self._answer(200, "application/json", json.dumps({"data": script.judged[self.path]}))
                 return
             lines = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in script.stream(body)]
             self._answer(200, "text/event-stream", ": keep-alive\n\n".join(lines) + "data: [DONE]\n\n")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.clients.client import Answer, ClientError, TrimtabClient
+from trimtab.clients.client import Answer, ClientError, Label, TrimtabClient
 
 ASK = [{"role": "user", "content": "Hi"}]
 
@@ -50,6 +50,24 @@ def test_a_failure_in_the_stream_is_raised(scripted: Any) -> None:
     scripted.failure = {"message": "guide failed", "type": "server_error", "param": None, "code": "guide_error"}
     with TrimtabClient(scripted.url) as client, pytest.raises(ClientError, match="guide failed"):
         client.chat("tiny", ASK)
+
+
+def test_scores_and_labels_of_answers(scripted: Any) -> None:
+    with TrimtabClient(scripted.url) as client:
+        assert client.score("taste", [("Hi", "yes"), (ASK, "no")]) == [0.5, -1.0]
+        assert client.classify("mood", [("Hi", "yes")]) == [Label("glad", (0.25, 0.75))]
+    first, second = scripted.bodies
+    assert first == {
+        "model": "taste",
+        "pairs": [{"prompt": "Hi", "answer": "yes"}, {"messages": ASK, "answer": "no"}],
+    }
+    assert second == {"model": "mood", "pairs": [{"prompt": "Hi", "answer": "yes"}]}
+
+
+def test_a_score_that_is_refused(scripted: Any) -> None:
+    scripted.refusal = {"message": "no such guide", "type": "x", "param": "model", "code": "model_not_found"}
+    with TrimtabClient(scripted.url) as client, pytest.raises(ClientError, match="no such guide"):
+        client.score("tast", [("Hi", "yes")])
 
 
 def test_no_server_is_told_with_the_way_out() -> None:

@@ -28,7 +28,7 @@ from trimtab.engine.model import Model
 from trimtab.engine.pages import OutOfPages, PagePool, PageTable
 from trimtab.engine.rewards import Pair, Reward
 from trimtab.engine.rewards.causal import CausalReward
-from trimtab.engine.rewards.classifier import ClassifierReward
+from trimtab.engine.rewards.classifier import ClassifierReward, label_signs, labels_of
 from trimtab.engine.rewards.program import PROGRAMS, Json, Keywords, Length, Lexicon, Program, ProgramReward, Regex
 from trimtab.engine.runner import Chunk, ModelRunner
 from trimtab.engine.vocabulary import Message, Vocabulary
@@ -96,14 +96,16 @@ def paged(
     pages: int = 200,
     share: bool = True,
     max_batch_tokens: int = 16_384,
+    label: str | None = None,
 ) -> CausalReward:
-    """The reward of a one-label decoder through pages."""
+    """The reward of a decoder through pages."""
     pool = PagePool(pages + 1, page_size, share=share)
-    head = LinearHead.of(torch.ones(1), model.score.weight)
+    labels = labels_of(model)
+    head = LinearHead.of(label_signs("r", "tiny", labels, label), model.score.weight)
     runner = ModelRunner(model.base_model, pool)
     context = min(CONTEXT, pages * page_size)
     read_by = Model("r", runner, Vocabulary(tokenizer, len(WORDS)), context, frozenset({2}), b"salt")
-    return CausalReward("r", read_by, head, max_batch_tokens=max_batch_tokens)
+    return CausalReward("r", read_by, head, labels=labels, max_batch_tokens=max_batch_tokens)
 
 
 def whole(kind: str, pad: str | None, **options: int) -> Reward:
@@ -171,9 +173,9 @@ def counted(reward: CausalReward, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     runner, sizes = reward._model.runner, []
     plain = runner.prefill
 
-    def prefill(chunks: list[Chunk]) -> None:
+    def prefill(chunks: list[Chunk]) -> torch.Tensor:
         sizes.append(sum(len(chunk.tokens) for chunk in chunks))
-        plain(chunks)
+        return plain(chunks)
 
     monkeypatch.setattr(runner, "prefill", prefill)
     return sizes
@@ -187,11 +189,57 @@ def test_answers_to_one_prompt_share_its_pages(page_size: int, monkeypatch: pyte
     sizes = counted(reward, monkeypatch)
     assert reward.score(ANSWERS) == pytest.approx(expected, abs=1e-4)
     shared = 21 // page_size * page_size  # <s> and 20 words
-    assert sizes == [22, 8 * (22 - shared)]
+    assert sizes == [23, 8 * (23 - shared)]
     sizes.clear()
     assert reward.score(ANSWERS[:1]) == pytest.approx(expected[:1], abs=1e-4)
-    assert sum(sizes) == 22 - 22 // page_size * page_size
+    assert sum(sizes) == 23 - 22 // page_size * page_size
     pool_of(reward).check([])
+
+
+def test_a_conversation_that_grew_by_a_turn_costs_the_new_turn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = paged(tiny("llama"), tokenizer_of())
+    first = pair(" ".join(f"w{n}" for n in range(14)), "w20 w21 w22")
+    turn = Message(role="assistant", content=first.answer), Message(role="user", content="w30 w31")
+    second = Pair((*first.messages, *turn), "w40")
+    sizes = counted(reward, monkeypatch)
+    (before,), (after,) = reward.judge([first]), reward.judge([second])
+    assert (before.tokens, before.cached) == (18, 0)
+    assert (after.tokens, after.cached) == (21, 16)  # whole pages of four tokens
+    assert sizes == [18, 5]
+    alone = paged(tiny("llama"), tokenizer_of(), share=False).judge([second])[0]
+    assert alone.cached == 0
+    assert after.score == pytest.approx(alone.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["llama", "bert", "paged llama"])
+def test_one_judgement_has_the_logits_of_all_labels(kind: str, labels: int) -> None:
+    way, _, architecture = kind.rpartition(" ")
+    plain, model = tiny(architecture, labels=labels), tiny(architecture, labels=labels)
+    names = ("bad", "fair", "good")[:labels]
+    model.config.id2label = dict(enumerate(names))
+    label = "fair" if labels == 3 else None
+    reward: Reward = paged(model, tokenizer_of(), label=label, share=False) if way else classifier(model, label)
+    assert reward.labels == names
+    for each, judgement in zip(PAIRS, reward.judge(PAIRS), strict=True):
+        ids = torch.tensor([reward.encode(each)])
+        hidden = plain.base_model(input_ids=ids).last_hidden_state[0, -1]
+        logits = plain(input_ids=ids).logits[0] if kind == "bert" else plain.score(hidden)
+        assert judgement.logits == pytest.approx(logits.tolist(), abs=1e-4)
+        expected = {1: logits[0], 2: logits[-1] - logits[0], 3: logits[labels // 2]}[labels]
+        assert judgement.score == pytest.approx(expected.item(), abs=1e-4)
+        assert (judgement.tokens, judgement.cached) == (ids.numel(), 0)
+
+
+def classifier(model: PreTrainedModel, label: str | None) -> ClassifierReward:
+    return ClassifierReward("r", loaded(model, tokenizer_of()), label=label)
+
+
+def test_a_programs_only_logit_is_its_score() -> None:
+    reward = ProgramReward("short", Length(direction="shorter"))
+    (judgement,) = reward.judge([pair("q", "one two")])
+    assert (judgement.score, judgement.logits, judgement.tokens) == (-2.0, (-2.0,), 0)
+    assert reward.labels == ("LABEL_0",)
 
 
 def test_a_forward_stays_within_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +247,7 @@ def test_a_forward_stays_within_its_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     sizes = counted(reward, monkeypatch)
     reward.score(PAIRS)
     assert max(sizes) <= 10
-    assert sum(sizes) == sum(len(reward.encode(each)) - 1 for each in PAIRS)
+    assert sum(sizes) == sum(len(reward.encode(each)) for each in PAIRS)
 
 
 def test_a_small_pool_is_used_in_turns() -> None:
@@ -223,7 +271,7 @@ def test_pages_are_given_back_when_scoring_fails(monkeypatch: pytest.MonkeyPatch
     def broken(chunks: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(reward._model.runner, "hidden", broken)
+    monkeypatch.setattr(reward._model.runner, "prefill", broken)
     with pytest.raises(RuntimeError, match="no such kernel"):
         reward.score(PAIRS)
     pool.check([])
@@ -393,9 +441,9 @@ def test_programs_are_listed_by_kind() -> None:
 
 
 def test_default_guides_score_what_they_say() -> None:
-    rewards = {name: ProgramReward(name, program) for name, program in default_guides().items()}
+    rewards = {name: ProgramReward(name, program) for name, program in default_guides("some/model").items()}
     pairs = [pair("q", "a good answer"), pair("q", "bad")]
-    better: dict[str, Literal[0, 1]] = {"length": 0, "brevity": 1, "positivity": 0}
+    better: dict[str, Literal[0, 1]] = {"length": 0, "brevity": 1, "lexicon": 0}
     for name, index in better.items():
         scores = rewards[name].score(pairs)
         assert scores[index] > scores[1 - index]

@@ -3,6 +3,7 @@
 import math
 from array import array
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from trimtab.engine.job import Opening, Request
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
 from trimtab.engine.program import Answer, Context, Draw, Extend, LogProbs, Op, Propose, Score, Until
 from trimtab.engine.results import Delta, Failure, Progress, Result
+from trimtab.engine.rewards import Judgement, Pair
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
 from trimtab.engine.vocabulary import Message, TextStream, Vocabulary
@@ -498,15 +500,14 @@ class Picky:
     """A reward that fails on texts that hold a character."""
 
     name = "picky"
-    tokens_read = 0
 
     def __init__(self, bad: str) -> None:
         self.bad = bad
 
-    def score(self, pairs: Sequence[Any]) -> list[float]:
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
         if any(self.bad in pair.answer for pair in pairs):
             raise ZeroDivisionError
-        return [float(len(pair.answer)) for pair in pairs]
+        return [Judgement(float(len(pair.answer)), (0.0,)) for pair in pairs]
 
 
 def test_under_lose_only_the_answer_that_a_reward_fails_on_loses(caplog: pytest.LogCaptureFixture) -> None:
@@ -536,9 +537,8 @@ def test_under_fail_the_request_ends_and_names_the_reward() -> None:
 
 def test_tokens_that_a_reward_reads_are_spread_over_the_answers_of_its_batch() -> None:
     class Reading(FunctionReward):
-        def score(self, pairs: Sequence[Any]) -> list[float]:
-            self.tokens_read += 10 * len(pairs)
-            return super().score(pairs)
+        def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+            return [replace(each, tokens=15, cached=5) for each in super().judge(pairs)]
 
     toy = Toy(TABLE)
     toy.engine.scoring.rewards = {"read": Reading("read", len)}

@@ -84,7 +84,7 @@ CHAT_TABLE = [
         400,
         None,
         "decoding.reward",
-        "positivity",
+        "lexicon",
     ),
     ({"decoding": {"strategy": "best_of_n", "n": 999, "reward": "brevity"}}, 400, None, "decoding.n", "256"),
     ({"decoding": "best_of_n"}, 400, INVALID, "decoding", "dictionary"),

@@ -14,7 +14,7 @@ from wire import CHAT, TEXT, empty, leaving, metrics
 
 from trimtab.clients.client import TrimtabClient
 from trimtab.decoders.registry import strategies
-from trimtab.engine.rewards import Pair, Reward
+from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.settings import EngineSettings
 from trimtab.llm import LLM
 from trimtab.server.settings import ServerSettings
@@ -54,12 +54,11 @@ class Moody:
     """A reward that fails on some answers."""
 
     name = "moody"
-    tokens_read = 0
 
-    def score(self, pairs: list[Pair]) -> list[float]:
+    def judge(self, pairs: list[Pair]) -> list[Judgement]:
         if any(len(pair.answer) % 2 for pair in pairs):
             raise RuntimeError("secret path /srv/models")
-        return [float(len(pair.answer)) for pair in pairs]
+        return [Judgement(float(len(pair.answer)), (0.0,)) for pair in pairs]
 
 
 @pytest.fixture(scope="module")

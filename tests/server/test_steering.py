@@ -1,7 +1,7 @@
 """Steering as clients meet it: answers, traces and streams through OpenAI's client, errors, guides and metrics."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import pytest
 from folders import foreign_folder, teach_letters
 from openai import OpenAI
 from steered import furnish, guides, load
+from transformers import AutoModelForCausalLM
 from wire import CHAT, TEXT, metrics
 
 from trimtab import EngineSettings, SamplingParams
+from trimtab.engine.guides.card import Card, identity
 from trimtab.llm import LLM
 from trimtab.server.doctor import examine
 from trimtab.server.settings import ServerSettings, Settings
@@ -20,12 +22,15 @@ from trimtab.server.settings import ServerSettings, Settings
 ASK = [{"role": "user", "content": "Hi"}]
 GENARM = {"strategy": "genarm", "arm": "arm", "alpha": 0.8}
 LETTERS = "abcdehilnorstuwy "
+ORIGIN: dict[str, Any] = {"data": "our own words", "licence": "CC0-1.0", "policy": None, "metrics": {"spearman": 0.9}}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = furnish(tmp_path_factory.mktemp("served"))
     teach_letters(foreign_folder(place / "foreign", seed=12), LETTERS, loudness=2.0)
+    base = identity("base", AutoModelForCausalLM.from_pretrained(place / "base"))
+    Card(kind="reward", base=base, **ORIGIN, training={"seed": 1}, version="0").save(place / "judge")
     return place
 
 
@@ -166,6 +171,11 @@ def test_guides_are_listed_with_what_they_can_do(url: str) -> None:
     lm = {"role": "lm", "scores_candidates": False, "scores_answers": False}
     scorer = {"scores_candidates": True, "scores_answers": True}
     head = {"role": "value", "scores_answers": False}
+    contracts = {name: each.pop("contract") for name, each in listed.items() if "contract" in each}
+    card = listed["judge"].pop("card")
+    assert (card["kind"], card["base"]["source"]) == ("reward", "base")
+    assert {name: card[name] for name in ORIGIN} == ORIGIN
+    assert card.keys() == {"kind", "base", *ORIGIN}
     assert listed == {
         "arm": {"name": "arm", "model": "arm", **lm, **reads},
         "anti": {"name": "anti", "model": "anti", **lm, **reads},
@@ -191,6 +201,12 @@ def test_guides_are_listed_with_what_they_can_do(url: str) -> None:
         },
         "foreign": {"name": "foreign", "model": "foreign", **lm, **reads, "vocabulary": "translated"},
     }
+    assert contracts.keys() == {"taste", "judge", "worth"}
+    for contract in contracts.values():
+        assert contract["ok"] is True
+        batches = next(each for each in contract["findings"] if each["name"] == "batches")
+        assert batches.pop("finding").startswith("the same scores at batch 1, 2 and 7")
+        assert batches == {"name": "batches", "ok": True}
 
 
 def test_guides_of_other_tokens_are_listed_as_such(place: Path, start: Callable[..., Any]) -> None:
@@ -230,11 +246,14 @@ def test_the_doctor_tells_what_each_guide_is(place: Path, configured: dict[str, 
     assert found["guide tune"].finding == "lm tune, vocabulary same, context of 256 tokens, chat template"
     assert found["guide foreign"].finding == "lm foreign, vocabulary translated, context of 256 tokens, chat template"
     assert found["guide brief"].finding == "program length"
+    assert found["guide judge"].finding.endswith(", chat template, trained on our own words (CC0-1.0)")
     for name in ("taste", "judge", "worth"):
-        assert found[f"batches of {name}"].finding.startswith("scores are equal at batch 1, 2 and 7")
+        assert found[f"batches of {name}"].finding.startswith("the same scores at batch 1, 2 and 7")
+        assert found[f"padding of {name}"].finding == "none: every answer has pages of its own"
+    assert "batches of brief" not in found
 
-    def lopsided(self: object, pairs: list[Any]) -> list[float]:
-        return [1.0 / len(pairs) for _ in pairs]
+    def lopsided(self: object, pairs: Sequence[Any]) -> list[float]:
+        return [len(pair.answer) / len(pairs) for pair in pairs]
 
     monkeypatch.setattr("trimtab.engine.rewards.causal.CausalReward.score", lopsided)
     (problem,) = (
@@ -242,6 +261,5 @@ def test_the_doctor_tells_what_each_guide_is(place: Path, configured: dict[str, 
         for check in told(model=str(place / "base"), guides={"taste": configured["taste"]}).values()
         if not check.ok
     )
-    assert problem.line.startswith(
-        "problem  batches of taste: scores differ by 0.86 with the size of the batch -> load"
-    )
+    assert problem.line.startswith("problem  batches of taste: scores differ by ")
+    assert problem.line.partition(" -> ")[2].startswith("set max_batch_tokens to 1")

@@ -2,15 +2,16 @@
 
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import httpx2
 from gate import PATIENCE
+from toy import FunctionReward
 
 from trimtab import LLM, EngineSettings
-from trimtab.engine.rewards import Pair, Reward
+from trimtab.engine.rewards import Reward
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -20,20 +21,15 @@ WAITING = "trimtab:num_requests_waiting"
 PREEMPTIONS = "trimtab:num_preemptions_total"
 
 
-class Checksum:
+def checksum(answer: str) -> float:
     """A reward that any change of an answer changes, so that ties do not hide one."""
-
-    name = "checksum"
-    tokens_read = 0
-
-    def score(self, pairs: Sequence[Pair]) -> list[float]:
-        return [float(int.from_bytes(pair.answer.encode()) % 1_000_003) for pair in pairs]
+    return float(int.from_bytes(answer.encode()) % 1_000_003)
 
 
 def load(folder: Path, **changes: object) -> LLM:
     settings = {"model": str(folder), "dtype": "float32", "device": "cpu", "threads": 1, **changes}
     llm = LLM(settings=EngineSettings.model_validate(settings))
-    cast(dict[str, Reward], llm.rewards)["checksum"] = Checksum()
+    cast(dict[str, Reward], llm.rewards)["checksum"] = FunctionReward("checksum", checksum)
     return llm
 
 
