@@ -6,10 +6,10 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint fix serve bench docs
+.PHONY: help install test lint fix serve bench docs demo-guides
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create .venv with the pinned versions (PYTHON=python3.12 picks another Python)
 
@@ -41,3 +41,6 @@ bench: install  ## measure decode throughput against transformers' generate
 
 docs: install  ## write the tables that are generated from the code
 	$(BIN)/trimtab strategies --markdown > docs/strategies.md
+
+demo-guides: install  ## train the guides that are shipped, anew (ARGS="aligned" trains one)
+	$(BIN)/python -P -m trimtab.training.demo $(ARGS)

@@ -1,12 +1,13 @@
-"""The command line: serve, chat, strategies, doctor. Heavy imports wait until a command needs them."""
+"""The command line: serve, chat, strategies, doctor, train. Heavy imports wait until a command needs them."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from trimtab.engine.dtype import DType
 from trimtab.engine.errors import TrimtabError
+from trimtab.training.cli import app as training
 
 app = typer.Typer(
     name="trimtab",
@@ -15,15 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class DType(StrEnum):
-    """Number formats of the weights."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+app.add_typer(training)
 
 
 ModelOption = Annotated[
@@ -62,7 +55,7 @@ def serve(
         server={"host": host, "port": port, "shutdown_timeout": shutdown_timeout},
         engine={
             "model": model,
-            "dtype": dtype and dtype.value,
+            "dtype": dtype,
             "device": device,
             "threads": threads,
             "context_length": context_length,
@@ -137,7 +130,7 @@ def doctor(
 
     overrides = _given(
         server={"host": host, "port": port},
-        engine={"model": model, "dtype": dtype and dtype.value, "device": device},
+        engine={"model": model, "dtype": dtype, "device": device},
     )
     try:
         settings = load_settings(config, overrides)

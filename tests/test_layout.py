@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "trimtab"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-LINKED = {"server", "decoders", "engine", "kernels", "clients"}
+LINKED = {"server", "training", "decoders", "engine", "kernels", "clients"}
 TOP = "llm"  # the files that lie in src/trimtab itself: __init__.py and llm.py
 
-# Who may import whom. server starts the terminal chat, hence clients.
+# Who may import whom. server holds the command line, hence clients and training.
 LAYERS = {
-    "server": {TOP, "decoders", "engine", "kernels", "clients"},
+    "server": {TOP, "training", "decoders", "engine", "kernels", "clients"},
+    "training": {TOP, "decoders", "engine", "kernels"},
     TOP: {"decoders", "engine", "kernels"},
     "decoders": {"engine", "kernels"},
     "engine": {"kernels"},
@@ -160,19 +161,18 @@ def test_triton_stays_in_kernels() -> None:
 
 
 def test_no_bare_and_no_relative_imports() -> None:
-    bare = {*LINKED, "training"}
     found = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in every_file()
         for name in imported(ast.parse(path.read_text()))
-        if name.startswith(".") or top_of(name) in bare
+        if name.startswith(".") or top_of(name) in LINKED
     ]
     assert not found, "write trimtab.NAME"
 
 
 def test_ruff_bans_the_bare_names() -> None:
     banned = PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]
-    assert {*LINKED, "training"} <= set(banned)
+    assert set(banned) >= LINKED
     assert "TID" in PROJECT["tool"]["ruff"]["lint"]["select"]
 
 
@@ -190,14 +190,37 @@ def test_files_stay_short() -> None:
     assert not {path: lines for path, lines in lengths.items() if lines > 450}
 
 
-def test_dependencies_and_imports_agree() -> None:
-    declared = {
-        re.split(r"[^\w-]", requirement)[0].replace("-", "_").lower()
-        for requirement in PROJECT["project"]["dependencies"]
-    }
-    used = {top_of(name) for files in CODE.values() for tree in files.values() for name in imported(tree)}
-    foreign = {name for name in used - {"trimtab"} if name not in sys.stdlib_module_names}
+def names_of(requirements: list[str]) -> set[str]:
+    """The packages of requirements, as they are imported."""
+    return {re.split(r"[^\w-]", requirement)[0].replace("-", "_").lower() for requirement in requirements}
 
-    assert declared - foreign == set(NEVER_IMPORTED), "not imported: drop it, or say why it stays"
-    undeclared = {name for name in foreign - declared if COMES_WITH.get(name) not in declared}
-    assert not undeclared, "imported: add it to pyproject.toml and constraints.txt"
+
+def foreign_imports(files: dict[Path, ast.Module]) -> set[str]:
+    """The packages of others that files import."""
+    used = {top_of(name) for tree in files.values() for name in imported(tree)}
+    return used - {"trimtab"} - set(sys.stdlib_module_names)
+
+
+def test_dependencies_and_imports_agree() -> None:
+    always, extra = (
+        names_of(PROJECT["project"]["dependencies"]),
+        names_of(PROJECT["project"]["optional-dependencies"]["train"]),
+    )
+    foreign = {unit: foreign_imports(files) for unit, files in CODE.items()}
+    everywhere = set().union(*(names for unit, names in foreign.items() if unit != "training"))
+
+    assert always - everywhere == set(NEVER_IMPORTED), "not imported: drop it, or say why it stays"
+    assert extra <= foreign["training"] - everywhere, "imported by more than training, or not at all"
+    for names, declared in ((everywhere, always), (foreign["training"], always | extra)):
+        undeclared = {name for name in names - declared if COMES_WITH.get(name) not in declared}
+        assert not undeclared, "imported: add it to pyproject.toml and constraints.txt"
+
+
+def test_the_package_holds_every_file_of_the_shipped_guides() -> None:
+    setuptools = PROJECT["tool"]["setuptools"]
+    folder = ROOT / "engine" / "guides"
+    shipped = {path for path in (folder / "demo").rglob("*") if path.is_file()}
+    packed = {path for pattern in setuptools["package-data"]["trimtab.engine.guides"] for path in folder.glob(pattern)}
+    assert packed >= shipped, "name their kind in package-data, or take them out of engine/guides/demo"
+    assert sum(path.stat().st_size for path in shipped) < 10_000_000
+    assert "*.guides.demo*" in setuptools["packages"]["find"]["exclude"], "its folders are no packages"

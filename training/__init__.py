@@ -1,0 +1,1 @@
+"""Fitting guides: rewards, values, autoregressive rewards, experts, control vectors, preference weights."""

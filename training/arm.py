@@ -1,0 +1,30 @@
+"""An autoregressive reward model: an adapter whose log-probabilities are the reward (GenARM, arXiv 2410.08193)."""
+
+from trimtab.engine.guides.card import Card
+from trimtab.training.answers import open_answers
+from trimtab.training.contrasts import Contrasts
+from trimtab.training.loop import fit
+from trimtab.training.lora import Adapted
+from trimtab.training.options import ArmOptions
+from trimtab.training.run import finish, settings_of
+
+
+def train_arm(options: ArmOptions) -> Card:
+    """Train and write an autoregressive reward model; raises DataError, ModelLoadError or TrainingError.
+
+    From preferences, or from the best and the worst of a prompt's rated or sampled answers.
+    """
+    answers = open_answers(options)
+    examples = answers.contrasts()
+    adapted = Adapted(answers.loaded, options.lora, options.schedule.seed)
+    task = Contrasts(adapted, examples, options, reference=False)
+    progress = fit(task, options.schedule, options.out, run=settings_of(options) | answers.settings, label="arm")
+    adapted.save(options.out, task="CAUSAL_LM")
+    return finish(
+        options,
+        answers.loaded,
+        progress.history[progress.best],
+        examples=answers.records,
+        policy=answers.policy,
+        progress=progress,
+    )

@@ -1,0 +1,1 @@
+"""How the guides that trimtab ships are made: `make demo-guides`."""

@@ -1,0 +1,119 @@
+"""Train the guides that trimtab ships: `make demo-guides`, or only those that are named.
+
+Everything is made anew from the human ratings, the prompts beside this file and the seeds below, in build/demo-guides;
+a run that was interrupted goes on. What a guide needs to be loaded is then copied to engine/guides/demo.
+"""
+
+import json
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from trimtab.engine.errors import TrimtabError
+from trimtab.engine.guides.folders import SHIPPED
+from trimtab.training.cli import train
+from trimtab.training.demo.ratings import write_ratings
+from trimtab.training.errors import TrainingError
+from trimtab.training.options import (
+    ArmOptions,
+    ExpertOptions,
+    Lora,
+    RewardOptions,
+    Sampled,
+    Source,
+    ValueOptions,
+    VectorOptions,
+)
+from trimtab.training.run import REPORT
+from trimtab.training.schedule import Schedule
+
+WORK: Final = Path("build/demo-guides")
+HERE: Final = Path(__file__).parent
+PROMPTS: Final = HERE / "prompts.jsonl"
+RATINGS: Final = WORK / "ratings.jsonl"
+OPPOSITES: Final = WORK / "opposites.jsonl"
+
+RATED: Final = "human ratings of VADER (Hutto and Gilbert 2014)"
+WRITTEN: Final = "prompts written for trimtab, answered by the base and scored by demo:positivity"
+LICENCE: Final = "MIT"
+
+# Answers that all guides but the reward learn from: sampled once, shared by the cache.
+SAMPLED: Final = Sampled(reward="demo:positivity", answers=8, max_tokens=40, temperature=1.0, cache=WORK / "rollouts")
+# Adapters that write: the upper half of the layers, of a rank that keeps a file at 0.6 MB.
+WRITER: Final = Lora(rank=4, alpha=8, modules="q_proj,v_proj,o_proj,down_proj", layers="15-29")
+
+
+# Where the data is prompts alone.
+ANSWERED: Final[dict[str, Any]] = {"data": PROMPTS, "source": WRITTEN, "licence": LICENCE, "sampled": SAMPLED}
+
+GUIDES: Final[dict[str, Source]] = {
+    "positivity": RewardOptions(
+        out=WORK / "positivity",
+        data=RATINGS,
+        source=RATED,
+        licence=LICENCE,
+        prefixes=True,
+        chat_template=HERE / "answer_alone.jinja",
+        schedule=Schedule(epochs=2, batch=32, lr=5e-4),
+        lora=Lora(rank=8, alpha=16, layers="15-29"),
+    ),
+    "positivity-value": ValueOptions(out=WORK / "positivity-value", method="q", tokens=True, **ANSWERED),
+    "positivity-td": ValueOptions(out=WORK / "positivity-td", method="td", tokens=True, **ANSWERED),
+    "positivity-prefix": ValueOptions(out=WORK / "positivity-prefix", method="fudge", width=64, **ANSWERED),
+    "positivity-control": ValueOptions(out=WORK / "positivity-control", method="td", trace=0.0, width=64, **ANSWERED),
+    "positivity-arm": ArmOptions(out=WORK / "positivity-arm", lora=WRITER, **ANSWERED),
+    "positive-lm": ExpertOptions(out=WORK / "positive-lm", keep="best", lora=WRITER, **ANSWERED),
+    "negative-lm": ExpertOptions(out=WORK / "negative-lm", keep="worst", lora=WRITER, **ANSWERED),
+    "aligned": ExpertOptions(out=WORK / "aligned", method="dpo", lora=WRITER, **ANSWERED),
+    "positivity-vector": VectorOptions(
+        out=WORK / "positivity-vector", data=OPPOSITES, source=RATED, licence=LICENCE, layers="8-22"
+    ),
+}
+"""in order: the reward comes before what learns from its scores"""
+
+
+def main(names: list[str]) -> None:
+    """Train and ship the guides called `names`, or all of them."""
+    if unknown := sorted(set(names) - GUIDES.keys()):
+        raise TrainingError(f"no demo guide is called {unknown[0]!r}: choose from {', '.join(GUIDES)}")
+    WORK.mkdir(parents=True, exist_ok=True)
+    if not RATINGS.is_file():
+        write_ratings(RATINGS)
+    if not OPPOSITES.is_file():
+        _write_opposites()
+    for name in names or GUIDES:
+        began = time.monotonic()
+        train(GUIDES[name])
+        _ship(WORK / name, SHIPPED / name)
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _write_opposites(count: int = 400) -> None:
+    """Pair the best with the worst rated movie reviews as answers to one request."""
+    rated = [json.loads(line) for line in RATINGS.read_text(encoding="utf-8").splitlines()]
+    ranked = sorted((each for each in rated if len(each["text"]) > 40), key=lambda each: (each["score"], each["text"]))
+    worst, best = ranked[:count], ranked[-count:]
+    random.Random(0).shuffle(best)
+    with OPPOSITES.open("w", encoding="utf-8") as sink:
+        for low, high in zip(worst, best, strict=True):
+            pair = {"prompt": "Tell me what you think.", "chosen": high["text"], "rejected": low["text"]}
+            sink.write(json.dumps(pair) + "\n")
+
+
+def _ship(made: Path, shipped: Path) -> None:
+    """Copy what loads; the report and sampled answers stay behind."""
+    shutil.rmtree(shipped, ignore_errors=True)
+    shipped.mkdir(parents=True)
+    for file in sorted(made.iterdir()):
+        if file.is_file() and file.name != REPORT:
+            shutil.copyfile(file, shipped / file.name)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except TrimtabError as error:
+        sys.exit(f"trimtab: {error}")
