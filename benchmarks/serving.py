@@ -57,7 +57,7 @@ def main() -> None:
         row("resident memory of the server, pool filled", resident(pid) / 2**30, "GiB", 2.5 * 1e9 / 2**30)
 
         plain, best = [], []
-        decoding = {"strategy": "best_of_n", "n": 8, "reward": "positivity"}
+        decoding = {"strategy": "best_of_n", "n": 8, "reward": "lexicon"}
         for _ in range(args.rounds):
             for times, spec in ((plain, None), (best, decoding)):
                 began = perf_counter()
