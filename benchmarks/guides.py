@@ -31,17 +31,18 @@ from trimtab import LLM, EngineSettings, SamplingParams
 Decoding = dict[str, Any]
 
 STRATEGIES: dict[str, Decoding] = {
-    "args": {"reward": "positivity", "w": 1.5, "k": 10},
-    "cd": {"value": "positivity-value", "lam": 1.0},
-    "cd_blockwise": {"value": "positivity-prefix", "k": 4, "block": 8},
-    "vas": {"value": "positivity-td", "beta": 3.0, "k": 20},
+    "args": {"reward": "positivity", "w": 12.0, "k": 10},
+    "cd": {"value": "positivity-value", "lam": 50.0, "k": 20},
+    "cd_blockwise": {"value": "positivity-prefix", "k": 8, "block": 8},
+    "vas": {"value": "positivity-td", "beta": 100.0, "k": 20},
     "genarm": {"arm": "positivity-arm", "alpha": 1.0},
-    "dexperts": {"expert": "positive-lm", "antiexpert": "negative-lm", "alpha": 2.0, "p": 0.9},
+    "dexperts": {"expert": "positive-lm", "antiexpert": "negative-lm", "alpha": 3.0, "p": 0.9},
     "dera": {"aligned": "aligned", "lam": 1.0},
-    "control_vector": {"vector": "positivity-vector", "coeff": 1.0},
-    "re_control": {"value": "positivity-control", "lr": 1.0, "n": 30},
+    "control_vector": {"vector": "positivity-vector", "coeff": 3.0},
+    "re_control": {"value": "positivity-control", "lr": 6.0, "n": 30},
     "best_of_n": {"reward": "positivity", "n": 8},
 }
+"""weights tuned by a glance at the training prompts; a value of 0.3 more is much, so that its weight is large"""
 BASE_BESIDE: dict[str, Decoding] = {"control_vector": {"measure_kl": True}}
 """what lets the base read along, for its log-probabilities; left out where time is taken"""
 TIMED_AT_ONCE = 8

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.engine.vocabulary import Message
 from trimtab.training.demo import __main__ as recipe
 from trimtab.training.demo import ratings
 from trimtab.training.errors import DataError, TrainingError
+from trimtab.training.rollouts import Rollout
 
 
 def test_ratings_are_scaled_and_their_quotes_mended() -> None:
@@ -23,14 +25,14 @@ def test_another_distribution_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_opposites_pair_the_best_with_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [{"text": f"text {score} that is long enough to count here ........", "score": score} for score in range(9)]
-    (tmp_path / "ratings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(recipe, "RATINGS", tmp_path / "ratings.jsonl")
+    question = (Message(role="user", content="Well?"),)
+    rewards = [0.1, 0.7, -0.4, 0.2, 0.0, 0.3, 0.6, 0.5]
+    found = [Rollout(question, (1,), (2,), f"answer {reward}", reward) for reward in rewards]
+    monkeypatch.setattr(recipe, "rollouts", lambda *_, **__: found)
     monkeypatch.setattr(recipe, "OPPOSITES", tmp_path / "opposites.jsonl")
-    recipe._write_opposites(3)
-    pairs = [json.loads(line) for line in (tmp_path / "opposites.jsonl").read_text().splitlines()]
-    assert sorted(int(pair["chosen"].split()[1]) for pair in pairs) == [6, 7, 8]
-    assert sorted(int(pair["rejected"].split()[1]) for pair in pairs) == [0, 1, 2]
+    recipe._write_opposites()
+    (line,) = (tmp_path / "opposites.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"prompt": list(question), "chosen": "answer 0.7", "rejected": "answer -0.4"}
 
 
 def test_unknown_guides_are_named() -> None:

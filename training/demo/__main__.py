@@ -5,7 +5,6 @@ a run that was interrupted goes on. What a guide needs to be loaded is then copi
 """
 
 import json
-import random
 import shutil
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any, Final
 from trimtab.engine.errors import TrimtabError
 from trimtab.engine.guides.folders import SHIPPED
 from trimtab.training.cli import train
+from trimtab.training.data import Prompted, read
 from trimtab.training.demo.ratings import write_ratings
 from trimtab.training.errors import TrainingError
 from trimtab.training.options import (
@@ -27,6 +27,7 @@ from trimtab.training.options import (
     ValueOptions,
     VectorOptions,
 )
+from trimtab.training.rollouts import rollouts
 from trimtab.training.run import REPORT
 from trimtab.training.schedule import Schedule
 
@@ -39,15 +40,17 @@ OPPOSITES: Final = WORK / "opposites.jsonl"
 RATED: Final = "human ratings of VADER (Hutto and Gilbert 2014)"
 WRITTEN: Final = "prompts written for trimtab, answered by the base and scored by demo:positivity"
 LICENCE: Final = "MIT"
+"""of the ratings"""
+LICENCES: Final = "Apache-2.0 (prompts, base), MIT (ratings behind the reward)"
 
 # Answers that all guides but the reward learn from: sampled once, shared by the cache.
 SAMPLED: Final = Sampled(reward="demo:positivity", answers=8, max_tokens=40, temperature=1.0, cache=WORK / "rollouts")
 # Adapters that write: the upper half of the layers, of a rank that keeps a file at 0.6 MB.
 WRITER: Final = Lora(rank=4, alpha=8, modules="q_proj,v_proj,o_proj,down_proj", layers="15-29")
-
-
+# Imitation of a quarter of the answers: more of it learns them by heart.
+SHORT: Final = Schedule(epochs=2, batch=8, lr=5e-4)
 # Where the data is prompts alone.
-ANSWERED: Final[dict[str, Any]] = {"data": PROMPTS, "source": WRITTEN, "licence": LICENCE, "sampled": SAMPLED}
+ANSWERED: Final[dict[str, Any]] = {"data": PROMPTS, "source": WRITTEN, "licence": LICENCES, "sampled": SAMPLED}
 
 GUIDES: Final[dict[str, Source]] = {
     "positivity": RewardOptions(
@@ -60,16 +63,21 @@ GUIDES: Final[dict[str, Source]] = {
         schedule=Schedule(epochs=2, batch=32, lr=5e-4),
         lora=Lora(rank=8, alpha=16, layers="15-29"),
     ),
-    "positivity-value": ValueOptions(out=WORK / "positivity-value", method="q", tokens=True, **ANSWERED),
+    "positivity-value": ValueOptions(out=WORK / "positivity-value", method="fudge", tokens=True, **ANSWERED),
     "positivity-td": ValueOptions(out=WORK / "positivity-td", method="td", tokens=True, **ANSWERED),
     "positivity-prefix": ValueOptions(out=WORK / "positivity-prefix", method="fudge", width=64, **ANSWERED),
-    "positivity-control": ValueOptions(out=WORK / "positivity-control", method="td", trace=0.0, width=64, **ANSWERED),
+    "positivity-control": ValueOptions(out=WORK / "positivity-control", method="td", width=64, **ANSWERED),
     "positivity-arm": ArmOptions(out=WORK / "positivity-arm", lora=WRITER, **ANSWERED),
-    "positive-lm": ExpertOptions(out=WORK / "positive-lm", keep="best", lora=WRITER, **ANSWERED),
-    "negative-lm": ExpertOptions(out=WORK / "negative-lm", keep="worst", lora=WRITER, **ANSWERED),
+    "positive-lm": ExpertOptions(out=WORK / "positive-lm", keep="best", schedule=SHORT, lora=WRITER, **ANSWERED),
+    "negative-lm": ExpertOptions(out=WORK / "negative-lm", keep="worst", schedule=SHORT, lora=WRITER, **ANSWERED),
     "aligned": ExpertOptions(out=WORK / "aligned", method="dpo", lora=WRITER, **ANSWERED),
     "positivity-vector": VectorOptions(
-        out=WORK / "positivity-vector", data=OPPOSITES, source=RATED, licence=LICENCE, layers="8-22"
+        out=WORK / "positivity-vector",
+        data=OPPOSITES,
+        source=WRITTEN,
+        licence=LICENCES,
+        method="mean",
+        layers="8-22",
     ),
 }
 """in order: the reward comes before what learns from its scores"""
@@ -82,24 +90,23 @@ def main(names: list[str]) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     if not RATINGS.is_file():
         write_ratings(RATINGS)
-    if not OPPOSITES.is_file():
-        _write_opposites()
     for name in names or GUIDES:
         began = time.monotonic()
+        if name == "positivity-vector":
+            _write_opposites()
         train(GUIDES[name])
         _ship(WORK / name, SHIPPED / name)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _write_opposites(count: int = 400) -> None:
-    """Pair the best with the worst rated movie reviews as answers to one request."""
-    rated = [json.loads(line) for line in RATINGS.read_text(encoding="utf-8").splitlines()]
-    ranked = sorted((each for each in rated if len(each["text"]) > 40), key=lambda each: (each["score"], each["text"]))
-    worst, best = ranked[:count], ranked[-count:]
-    random.Random(0).shuffle(best)
+def _write_opposites() -> None:
+    """Pair the best with the worst of the sampled answers to each prompt: they differ in little but the theme."""
+    prompts = [record.messages for record in read(PROMPTS, Prompted)]
+    found = rollouts(GUIDES["positivity-vector"], SAMPLED, prompts, seed=0)
     with OPPOSITES.open("w", encoding="utf-8") as sink:
-        for low, high in zip(worst, best, strict=True):
-            pair = {"prompt": "Tell me what you think.", "chosen": high["text"], "rejected": low["text"]}
+        for at in range(0, len(found), SAMPLED.answers):
+            group = sorted(found[at : at + SAMPLED.answers], key=lambda each: each.reward)
+            pair = {"prompt": group[0].messages, "chosen": group[-1].answer, "rejected": group[0].answer}
             sink.write(json.dumps(pair) + "\n")
 
 
