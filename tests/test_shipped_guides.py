@@ -95,6 +95,7 @@ def test_values_rank_sentences(llm: LLM, base: LoadedModel, name: str) -> None:
     assert spearman(told.tolist(), RATINGS) >= card(name).metrics["spearman_end"] - 2 * SMALLER
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize(
     ("name", "sign"), [("positivity-arm", 1), ("aligned", 1), ("positive-lm", 1), ("negative-lm", -1)]
 )
@@ -148,8 +149,8 @@ def test_every_measured_strategy_raises_the_reward(llm: LLM, plain: list[float],
 
 
 def _rewards(llm: LLM, decoding: dict[str, Any] | None) -> list[float]:
-    """Rewards of short answers to a third of the held-out prompts."""
-    asked = [(Message(role="user", content=prompt),) for prompt in PROMPTS[::3]]
+    """Rewards of short answers to a quarter of the held-out prompts."""
+    asked = [(Message(role="user", content=prompt),) for prompt in PROMPTS[::4]]
     sampling = SamplingParams(max_tokens=32, temperature=1.0, seed=3)
     results = llm.chat(asked, sampling, decoding=decoding, progress=False)
     return llm.score("positivity", [Pair(p, r.choices[0].text) for p, r in zip(asked, results, strict=True)])
