@@ -3,10 +3,9 @@
 from trimtab.engine.guides.card import Card
 from trimtab.training.answers import open_answers
 from trimtab.training.contrasts import Contrasts
-from trimtab.training.loop import fit
 from trimtab.training.lora import Adapted
 from trimtab.training.options import ArmOptions
-from trimtab.training.run import finish, settings_of
+from trimtab.training.writer import train_writer
 
 
 def train_arm(options: ArmOptions) -> Card:
@@ -18,13 +17,4 @@ def train_arm(options: ArmOptions) -> Card:
     examples = answers.contrasts()
     adapted = Adapted(answers.loaded, options.lora, options.schedule.seed)
     task = Contrasts(adapted, examples, options, reference=False)
-    progress = fit(task, options.schedule, options.out, run=settings_of(options) | answers.settings, label="arm")
-    adapted.save(options.out, task="CAUSAL_LM")
-    return finish(
-        options,
-        answers.loaded,
-        progress.history[progress.best],
-        examples=answers.records,
-        policy=answers.policy,
-        progress=progress,
-    )
+    return train_writer(adapted, task, answers, options)

@@ -10,11 +10,10 @@ from trimtab.training.answers import Scored, open_answers
 from trimtab.training.contrasts import Contrasts
 from trimtab.training.data import numbered, split
 from trimtab.training.errors import DataError
-from trimtab.training.loop import fit
 from trimtab.training.lora import Adapted
 from trimtab.training.losses import imitation
 from trimtab.training.options import ExpertOptions
-from trimtab.training.run import finish, settings_of
+from trimtab.training.writer import train_writer
 
 
 def train_expert(options: ExpertOptions) -> Card:
@@ -32,16 +31,7 @@ def train_expert(options: ExpertOptions) -> Card:
         task = Contrasts(adapted, answers.contrasts(), options, reference=True)
     else:
         task = _Imitation(adapted, answers.imitated(options.keep, options.share), options)
-    progress = fit(task, options.schedule, options.out, run=settings_of(options) | answers.settings, label="expert")
-    adapted.save(options.out, task="CAUSAL_LM")
-    return finish(
-        options,
-        answers.loaded,
-        progress.history[progress.best],
-        examples=answers.records,
-        policy=answers.policy,
-        progress=progress,
-    )
+    return train_writer(adapted, task, answers, options)
 
 
 class _Imitation:
