@@ -12,7 +12,7 @@ from trimtab.decoders.search.darwin import TEMPLATE, WAYS
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.results import Result
-from trimtab.engine.rewards import Pair
+from trimtab.engine.rewards import Judgement, Pair
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.vocabulary import Message, Vocabulary
 
@@ -158,11 +158,13 @@ def test_the_base_is_the_mutator_that_is_not_named() -> None:
 def test_every_reward_is_for_the_instruction_that_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Pair] = []
 
-    def score(self: FunctionReward, pairs: Sequence[Pair]) -> list[float]:
-        heard.extend(pairs)
-        return [taste(pair.answer) for pair in pairs]
+    judge = FunctionReward.judge
 
-    monkeypatch.setattr(FunctionReward, "score", score)
+    def listening(self: FunctionReward, pairs: Sequence[Pair]) -> list[Judgement]:
+        heard.extend(pairs)
+        return judge(self, pairs)
+
+    monkeypatch.setattr(FunctionReward, "judge", listening)
     run(toy(), SamplingParams(seed=1, max_tokens=12), m=3)
     assert len(heard) > 8
     assert {each["content"] for pair in heard for each in pair.messages} == {"s", "Why?"}

@@ -276,7 +276,7 @@ def test_a_silent_search_keeps_its_stream_alive(
 ) -> None:
     running = start(searching, ServerSettings(keep_alive=0.05))
     with monkeypatch.context() as patch:
-        patch.setattr(searching.rewards["taste"], "score", gate.before(searching.rewards["taste"].score))
+        patch.setattr(searching.rewards["taste"], "judge", gate.before(searching.rewards["taste"].judge))
         with httpx2.stream("POST", running.url + CHAT, json=body(stream=True)) as response:
             gate.reach(1)
             received = response.iter_bytes()

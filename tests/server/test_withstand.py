@@ -89,7 +89,7 @@ BEST_OF_4 = {"strategy": "best_of_n", "n": 4, "reward": "checksum"}
     [
         ("prefill", 3, ask("x" * 150), in_prefill),
         ("decode", 4, ask(n=3), in_decode),
-        ("score", 2, ask(max_tokens=5, decoding=BEST_OF_4), in_scoring),
+        ("judge", 2, ask(max_tokens=5, decoding=BEST_OF_4), in_scoring),
     ],
 )
 def test_leaving_in_a_phase_stops_it_there(
@@ -106,7 +106,7 @@ def test_leaving_in_a_phase_stops_it_there(
 ) -> None:
     running = start(narrow)
     before = answers(running.url, ask("before"))
-    target = narrow.rewards["checksum"] if place == "score" else narrow._worker.engine.runner
+    target = narrow.rewards["checksum"] if place == "judge" else narrow._worker.engine.runner
     body = {**body, "stream": stream, "cache_salt": f"{place} {stream}"}
     with monkeypatch.context() as patch:
         patch.setattr(target, place, gate.before(getattr(target, place)))
