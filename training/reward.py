@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.engine.guides.card import Card
+from trimtab.engine.guides.folders import TEMPLATE
 from trimtab.engine.guides.prompts import guide_transcript
 from trimtab.engine.loading import LoadedModel
 from trimtab.engine.rewards import Pair
@@ -45,8 +46,10 @@ def train_reward(options: RewardOptions) -> Card:
         task = _FromPreferences(loaded, options, template, pairs)
     progress = fit(task, options.schedule, options.out, run=settings_of(options), label="reward")
     task.adapted.save(options.out, task="SEQ_CLS", head=task.head)
-    if template is not None:
-        write(options.out / "chat_template.jinja", lambda path: path.write_text(template, encoding="utf-8"))
+    if template is None:
+        (options.out / TEMPLATE).unlink(missing_ok=True)  # of an earlier reward in the same folder
+    else:
+        write(options.out / TEMPLATE, lambda path: path.write_text(template, encoding="utf-8"))
     return finish(options, loaded, progress.history[progress.best], examples=len(records), progress=progress)
 
 
@@ -59,18 +62,21 @@ class Reader:
         self._vocabulary = Vocabulary(loaded.tokenizer, loaded.embedding_rows)
         self._limit = loaded.context_length
 
-    def read(self, pair: Pair) -> tuple[list[int], int]:
-        """Return the ids of a conversation with its answer, and where the answer begins."""
-        ids = self._ids(pair)
-        empty = self._ids(Pair(pair.messages, ""))
-        return ids, sum(1 for _ in takewhile(bool, map(eq, ids, empty)))
+    def start(self, pair: Pair, ids: Sequence[int]) -> int:
+        """Where the answer begins in the `ids` of `pair`."""
+        empty = self.ids(Pair(pair.messages, ""))
+        return sum(1 for _ in takewhile(bool, map(eq, ids, empty)))
 
-    def _ids(self, pair: Pair) -> list[int]:
+    def ids(self, pair: Pair) -> list[int]:
+        """The ids of a conversation with its answer."""
         return guide_transcript("reward", self._vocabulary, pair.messages, pair.answer, limit=self._limit)
 
 
 class _Reward:
     """What both kinds of data train: the adapter and the head that reads its last hidden state."""
+
+    _kept: list[int]
+    """examples to train on"""
 
     def __init__(self, loaded: LoadedModel, options: RewardOptions) -> None:
         self.adapted = Adapted(loaded, options.lora, options.schedule.seed)
@@ -101,6 +107,9 @@ class _Reward:
                 told[index] = score
         return told
 
+    def describe(self, batch: Sequence[int]) -> str:
+        return numbered(self._kept[index] for index in batch)
+
 
 class _FromRatings(_Reward):
     """Regression on ratings, at the end of a text or at every prefix of it."""
@@ -111,7 +120,11 @@ class _FromRatings(_Reward):
         super().__init__(loaded, options)
         reader = Reader(loaded, template)
         self._prefixes = options.prefixes
-        self._rows, self._starts = zip(*(reader.read(rating.pair) for rating in ratings), strict=True)
+        self._rows = [reader.ids(rating.pair) for rating in ratings]
+        self._starts = [
+            reader.start(rating.pair, ids) if options.prefixes else 0
+            for rating, ids in zip(ratings, self._rows, strict=True)
+        ]
         self._ratings = torch.tensor([rating.score for rating in ratings], device=self.head.device)
         self._kept, self._held = split(
             ratings, options.held_out, options.schedule.seed, lambda rating: rating.prompt or rating.text
@@ -142,9 +155,6 @@ class _FromRatings(_Reward):
             "calibration_error": calibration_error(scores, ratings),
         }
 
-    def describe(self, batch: Sequence[int]) -> str:
-        return numbered(self._kept[index] for index in batch)
-
 
 class _FromPreferences(_Reward):
     """Bradley-Terry on pairs of answers."""
@@ -155,7 +165,7 @@ class _FromPreferences(_Reward):
         super().__init__(loaded, options)
         reader = Reader(loaded, template)
         self._rows = [
-            (reader.read(Pair(each.messages, each.chosen))[0], reader.read(Pair(each.messages, each.rejected))[0])
+            (reader.ids(Pair(each.messages, each.chosen)), reader.ids(Pair(each.messages, each.rejected)))
             for each in pairs
         ]
         self._kept, self._held = split(pairs, options.held_out, options.schedule.seed, lambda pair: pair.prompt)
@@ -174,6 +184,3 @@ class _FromPreferences(_Reward):
         margins = scores[:, 0] - scores[:, 1]
         loss = bradley_terry(scores[:, 0], scores[:, 1]).item()
         return {"loss": loss, **preference_metrics(margins.tolist())}
-
-    def describe(self, batch: Sequence[int]) -> str:
-        return numbered(self._kept[index] for index in batch)

@@ -53,6 +53,8 @@ def test_prefixes_and_template_change_the_result(base: Path, tmp_path: Path) -> 
     KINDS["ratings"].run(base, tmp_path / "alone", chat_template=template)
     assert len({weights(tmp_path / name) for name in ("whole", "prefixes", "alone")}) == 3
     assert (tmp_path / "alone" / "chat_template.jinja").read_text() == template.read_text()
+    KINDS["ratings"].run(base, tmp_path / "alone")
+    assert not (tmp_path / "alone" / "chat_template.jinja").exists()  # or the new reward would read under it
     assert not (tmp_path / "whole" / "chat_template.jinja").exists()
 
 
@@ -88,8 +90,10 @@ def test_scores_beyond_float32_stop_with_step_and_examples(base: Path, tmp_path:
 
 def test_answer_begins_where_the_template_puts_it(base: Path) -> None:
     reader = Reader(load_causal_lm(str(base)), "{% for m in messages %}[{{ m.content }}]{% endfor %}")
-    ids, start = reader.read(Pair(USER, "Yes"))
-    spelled = reader.read(Pair((), "Yes"))[0]
+    pair = Pair(USER, "Yes")
+    ids = reader.ids(pair)
+    start = reader.start(pair, ids)
+    spelled = reader.ids(Pair((), "Yes"))
     assert ids[start - 1 :] == spelled
     assert start == len("[Hi][")
     assert torch.tensor(ids).numel() == len("[Hi][Yes]")
