@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from line import Interrupted
 from taught import KINDS, weights
 from tiny import tiny_folder
@@ -98,7 +99,7 @@ def test_a_killed_run_gives_the_same_bytes(base: Path, whole: Callable[[str], Pa
     path = [entry for entry in sys.path if entry]
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, told.model_dump_json()],
-        env={"PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1"},
+        env={"PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": str(torch.get_num_threads())},
         check=False,
         capture_output=True,
     )
