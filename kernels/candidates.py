@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from trimtab.kernels.backend import Backend, use_triton
 from trimtab.kernels.survivors import RowParams, survivors
 from trimtab.kernels.tiles import BIGGEST, NEG_INF, allowed, exact_best
+
+MOST_TRITON = 128  # more candidates than these are always found by torch
 
 
 def reference_candidates(z: Tensor, top_k: Tensor, top_p: Tensor, alpha: Tensor) -> Tensor:
@@ -46,11 +49,16 @@ def candidate_mask(z: Tensor, top_k: Tensor, top_p: Tensor, alpha: Tensor) -> Te
     return mask if given.nan is None else mask | z.isnan()
 
 
-def best_candidates(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def best_candidates(z: Tensor, k: int, *, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """Ids (R, min(k, V)) int64 of the best entries of `z` (R, V), any floating dtype, ties by lower id.
 
     Also returns which of them are `valid`, (R, min(k, V)) bool: those that are finite. The others, NaN among them,
     stand at the end; +inf stands first.
     """
-    ids = exact_best(allowed(z.float()).z, min(k, z.shape[1]))
+    k = min(k, z.shape[1])
+    if 0 < k <= MOST_TRITON and z.shape[0] and use_triton(z, backend):
+        from trimtab.kernels.candidates_triton import best_candidates_triton
+
+        return best_candidates_triton(z, k)
+    ids = exact_best(allowed(z.float()).z, k)
     return ids, z.gather(1, ids).isfinite()

@@ -14,6 +14,16 @@ class Edits:
     mul: Tensor  # (B, E) float32, above 0
     add: Tensor  # (B, E) float32, -inf bans the token
 
+    def of(self, rows: Tensor | slice) -> "Edits":
+        """The edits of these rows."""
+        return Edits(self.ids[rows], self.mul[rows], self.add[rows])
+
+    def to(self, device: torch.device) -> "Edits":
+        """The same on another device; a GPU copies from pinned memory, and nobody waits."""
+        if device.type != "cuda":
+            return self
+        return Edits(*(each.pin_memory().to(device, non_blocking=True) for each in (self.ids, self.mul, self.add)))
+
 
 def history_edits(
     tokens: Tensor,

@@ -1,6 +1,7 @@
 """Several models' logits become one: weighted sums, power means of probabilities, and the values of candidates."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,12 +12,57 @@ from trimtab.kernels.tiles import NEG_INF
 Transform = Literal["identity", "clamp", "log_sigmoid", "centre"]
 
 
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """At most one part per batch row, as a kernel reads it."""
+
+    index: Tensor  # (B,) int32, the part's row of the guide's logits; -1: none
+    weights: Tensor  # (B,) float32, 0 where there is none
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where the rows of a guide's logits are added, and with which weights; made once per batch composition."""
+
+    rows: Tensor  # (R,) int64, may name a row twice
+    weights: Tensor  # (R,) float32
+    slots: tuple[Slot, ...]  # the same, no row twice in one slot
+
+    @staticmethod
+    def of(rows: Sequence[int], weights: Sequence[float], batch: int, device: torch.device | str) -> "Placement":
+        """Row i of the logits goes to row `rows[i]` of `batch` ones, times `weights[i]`."""
+        turns: list[dict[int, int]] = []
+        for part, row in enumerate(rows):
+            free = next((turn for turn in turns if row not in turn), None)
+            if free is None:
+                turns.append(free := {})
+            free[row] = part
+        slots = []
+        for turn in turns:
+            index, scale = torch.full((batch,), -1, dtype=torch.int32), torch.zeros(batch)
+            for row, part in turn.items():
+                index[row], scale[row] = part, weights[part]
+            slots.append(Slot(index.to(device), scale.to(device)))
+        return Placement(
+            torch.tensor(rows, dtype=torch.long).to(device),
+            torch.tensor(weights, dtype=torch.float32).to(device),
+            tuple(slots),
+        )
+
+
 class Aux(NamedTuple):
     """Logits of one guide model and the batch rows that they are added to."""
 
     logits: Tensor  # (R, V), any floating dtype
-    rows: Tensor  # (R,) int64, may name a row twice
-    weights: Tensor  # (R,) float32
+    placement: Placement
+
+    @property
+    def rows(self) -> Tensor:
+        return self.placement.rows
+
+    @property
+    def weights(self) -> Tensor:
+        return self.placement.weights
 
 
 def reference_mix(base: Tensor, base_weight: Tensor, aux: Sequence[Aux]) -> Tensor:
@@ -58,7 +104,7 @@ def mix(base: Tensor, base_weight: Tensor, aux: Sequence[Aux]) -> Tensor:
     z = _weighted_sum(
         _harmless(base, base_weight),
         base_weight,
-        [Aux(_harmless(part.logits, part.weights), part.rows, part.weights) for part in aux],
+        [Aux(_harmless(part.logits, part.weights), part.placement) for part in aux],
     )
     return z.masked_fill_(out & ~z.isnan(), NEG_INF)
 

@@ -3,14 +3,31 @@
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), vectorised in numpy.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
 _LOW = np.uint64(0xFFFFFFFF)
 _WORD = np.uint64(32)
 _ROUNDS = 10
+
+
+class Keys(NamedTuple):
+    """What the random number of each row depends on: (B,) int64 each, on the device of the logits."""
+
+    seeds: Tensor
+    streams: Tensor
+    positions: Tensor  # in [0, 2**32)
+
+    def uniforms(self) -> Tensor:
+        """One number per row, (B,) float64 on the keys' device."""
+        drawn = uniforms(*(each.cpu().numpy() for each in self))
+        return torch.from_numpy(drawn).to(self.seeds.device)
 
 
 def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:

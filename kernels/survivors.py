@@ -35,9 +35,20 @@ class Group:
     any_open_top_p: bool  # a row without top-k: its top-p needs the mass of the whole vocabulary
 
 
+class Columns(NamedTuple):
+    """Sampling parameters of a batch on its device, (B,) each."""
+
+    temperature: Tensor  # float32
+    top_k: Tensor  # int32
+    top_p: Tensor  # float32
+    min_p: Tensor  # float32
+
+
 @dataclass(frozen=True)
 class RowParams:
     """Sampling parameters of a batch, one entry per row; build it once per batch composition, not every step.
+
+    It is built from tensors on the CPU, whatever the device of the logits.
 
     Temperature 0 is greedy: the best token after edits, lowest id first. Filters do not touch a greedy row,
     and its log-probability is taken at temperature 1.
@@ -50,8 +61,11 @@ class RowParams:
     greedy: Tensor = field(init=False)  # (B,) bool
     any_greedy: bool = field(init=False)
     all_greedy: bool = field(init=False)
+    any_ranked: bool = field(init=False)  # top-k or top-p
+    any_min_p: bool = field(init=False)
     plain: bool = field(init=False)  # no filter and no temperature but 0 and 1: only edits steer
     groups: tuple[Group, ...] = field(init=False)
+    _columns: dict[torch.device, Columns] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         greedy = self.temperature == 0
@@ -65,11 +79,24 @@ class RowParams:
             "greedy": greedy,
             "any_greedy": bool(greedy.any()),
             "all_greedy": bool(greedy.all()),
+            "any_ranked": any(g.ranked for g in groups),
+            "any_min_p": any(g.any_min_p for g in groups),
             "plain": not any(g.ranked or g.any_min_p or not g.unit_temperature for g in groups),
             "groups": tuple(groups),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    def columns(self, device: torch.device) -> Columns:
+        """The parameters as a kernel on `device` reads them."""
+        if device not in self._columns:
+            self._columns[device] = Columns(
+                self.temperature.float().to(device),
+                self.top_k.to(device, torch.int32),
+                self.top_p.float().to(device),
+                self.min_p.float().to(device),
+            )
+        return self._columns[device]
 
     def _group(self, member: Tensor, ranked: bool) -> Group:
         rows = slice(None) if bool(member.all()) else member.nonzero()[:, 0]
@@ -99,6 +126,11 @@ class Survivors(NamedTuple):
     depth: Tensor  # (R, C) float64, distance from the best in scaled logits: rises from 0
     cumulative: Tensor  # (R, C) float64, running sum of exp(-depth)
     kept: Tensor  # (R, 1) int64 from 1 to C: so many survive
+
+    @property
+    def inside(self) -> Tensor:
+        """Which entries survive, (R, C) bool."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.kept
 
     @property
     def mass(self) -> Tensor:

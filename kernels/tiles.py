@@ -100,10 +100,10 @@ def logprobs_of(ids: Tensor, z: Tensor, top: Tensor) -> Tensor:
 
     softmax is one fused pass, logsumexp is four; and large logits never meet a small logarithm.
     """
-    return (z.gather(1, ids) - top) - log_mass(z.softmax(dim=1))[0].float()
+    return (z.gather(1, ids) - top) - row_mass(z.softmax(dim=1))[0].float()
 
 
-def log_mass(p: Tensor) -> tuple[Tensor, Tensor]:
+def row_mass(p: Tensor) -> tuple[Tensor, Tensor]:
     """Mass of `p` (R, V) in units of its largest entry, as a logarithm, and as it is; (R, 1) float64 each.
 
     A softmax sums a whole row in float32, so its sum is not quite 1: it is taken again tile by tile.

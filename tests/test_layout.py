@@ -33,7 +33,6 @@ NEVER_IMPORTED = {
     "accelerate": "transformers reads GGUF files through it",
     "uvloop": "uvicorn picks it as its event loop when it is there",
     "httptools": "uvicorn picks it as its parser when it is there",
-    "triton": "the GPU kernels are written in it: take this line out with the first import",
 }
 # Imported names that come with a declared dependency as part of its public interface.
 COMES_WITH = {
@@ -179,6 +178,13 @@ def test_ruff_bans_the_bare_names() -> None:
 def test_build_backend_keeps_links() -> None:
     assert PROJECT["build-system"]["build-backend"] == "setuptools.build_meta"
     assert PROJECT["tool"]["setuptools"]["packages"]["find"]["namespaces"] is True
+
+
+def test_triton_stays_in_files_of_its_own() -> None:
+    for files in CODE.values():
+        for path, tree in files.items():
+            if not path.stem.endswith("_triton"):
+                assert not {name for name in imported(tree) if name.split(".")[0] == "triton"}, path
 
 
 def test_files_stay_short() -> None:

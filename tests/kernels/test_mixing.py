@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trimtab.kernels.mixing import (
     Aux,
+    Placement,
     Transform,
     mix,
     power_mean,
@@ -51,9 +52,9 @@ def example(vocab_size: int, dtype: torch.dtype, holes: bool) -> tuple[Tensor, T
             logits[:, i::5] = -INF
         first[1, :2], second[2, -1:], base[0, :1] = NAN, NAN, NAN
     aux = [
-        Aux(first[:3], torch.tensor([3, 0, 3]), torch.tensor([1.0, -1.0, -0.5])),
-        Aux(second, torch.tensor([0, 1, 2, 3]), torch.tensor([1.0, 0.0, 1e4, -2.0])),
-        Aux(normal(1, vocab_size, seed=4).to(dtype), torch.tensor([1]), torch.tensor([0.25])),
+        Aux(first[:3], Placement.of([3, 0, 3], [1.0, -1.0, -0.5], 4, "cpu")),
+        Aux(second, Placement.of([0, 1, 2, 3], [1.0, 0.0, 1e4, -2.0], 4, "cpu")),
+        Aux(normal(1, vocab_size, seed=4).to(dtype), Placement.of([1], [0.25], 4, "cpu")),
     ]
     return base, torch.tensor([1.0, 1.5, -1.0, 0.0]), aux
 
@@ -81,10 +82,10 @@ def test_mix_without_guides_is_a_copy_of_the_base() -> None:
 
 
 def test_a_row_mixes_to_the_same_bits_beside_a_row_that_needs_repair() -> None:
-    base, guide, rows, weights = normal(2, 40), normal(2, 40, seed=1), torch.arange(2), torch.tensor([-0.3, -0.7])
-    alone = mix(base, torch.ones(2), [Aux(guide, rows, weights)])[1]
+    base, guide, placement = normal(2, 40), normal(2, 40, seed=1), Placement.of([0, 1], [-0.3, -0.7], 2, "cpu")
+    alone = mix(base, torch.ones(2), [Aux(guide, placement)])[1]
     guide[0, 5] = -INF
-    mixed = mix(base, torch.ones(2), [Aux(guide, rows, weights)])
+    mixed = mix(base, torch.ones(2), [Aux(guide, placement)])
     assert mixed[0, 5] == -INF
     assert torch.equal(mixed[1], alone)
 
@@ -99,11 +100,24 @@ def test_a_constant_added_to_one_guide_does_not_change_the_distribution() -> Non
     assert not torch.allclose(mix(base, base_weight, [aux[0]._replace(logits=raised), *aux[1:]]).softmax(dim=1), before)
 
 
+def test_slots_hold_every_part_once() -> None:
+    placement = Placement.of([3, 0, 3, 3], [1.0, -1.0, -0.5, 2.0], 4, "cpu")
+    found = {
+        (row, part, weight)
+        for slot in placement.slots
+        for row, (part, weight) in enumerate(zip(slot.index.tolist(), slot.weights.tolist(), strict=True))
+        if part >= 0
+    }
+    assert found == {(3, 0, 1.0), (0, 1, -1.0), (3, 2, -0.5), (3, 3, 2.0)}
+    assert len(placement.slots) == 3
+    assert all((slot.weights[slot.index < 0] == 0).all() for slot in placement.slots)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_equal_guides_of_opposite_sign_leave_the_base_and_their_bans(sign: float) -> None:
-    base, guide, rows = normal(2, 60), normal(2, 60, seed=1), torch.arange(2)
+    base, guide = normal(2, 60), normal(2, 60, seed=1)
     guide[:, ::7] = -INF
-    mixed = mix(base, torch.ones(2), [Aux(guide, rows, torch.full((2,), w)) for w in (sign, -sign)])
+    mixed = mix(base, torch.ones(2), [Aux(guide, Placement.of([0, 1], [w, w], 2, "cpu")) for w in (sign, -sign)])
     torch.testing.assert_close(mixed, base.masked_fill(guide == -INF, -INF), rtol=1e-5, atol=1e-5)
 
 

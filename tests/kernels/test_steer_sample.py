@@ -1,36 +1,17 @@
 import math
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
+from rows import keys, normal, p_value, row_params, some
 from torch import Tensor
 
 from trimtab.kernels.edits import Edits
-from trimtab.kernels.philox import uniforms
+from trimtab.kernels.philox import Keys
 from trimtab.kernels.steer_sample import reference_steer, steer_sample, top_logprobs
 from trimtab.kernels.survivors import RowParams
 
 INF, NAN = math.inf, math.nan
-
-
-def row_params(*rows: tuple[float, int, float, float]) -> RowParams:
-    """One row per (temperature, top_k, top_p, min_p)."""
-    temperature, top_k, top_p, min_p = zip(*rows, strict=True)
-    return RowParams(
-        torch.tensor(temperature, dtype=torch.float32),
-        torch.tensor(top_k),
-        torch.tensor(top_p, dtype=torch.float32),
-        torch.tensor(min_p, dtype=torch.float32),
-    )
-
-
-def draws(n: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(uniforms(np.full(n, seed), np.zeros(n, dtype=np.int64), np.arange(n)))
-
-
-def normal(rows: int, vocab_size: int, scale: float = 3.0, seed: int = 0) -> Tensor:
-    return torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def some_edits(rows: int, vocab_size: int) -> Edits:
@@ -50,10 +31,8 @@ GRID = [(t, *f) for t in (0.0, 1e-3, 1.0, 2.0) for f in FILTERS]
 
 def check(logits: Tensor, params: RowParams, edits: Edits | None = None) -> None:
     """Drawn tokens are possible and carry the reference's log-probabilities; greedy rows take the best."""
-    out = steer_sample(logits, params, draws(len(logits)), edits=edits, logprobs=True)
-    assert out.logprob is not None
-    assert out.base_logprob is not None
-    assert torch.equal(out.token, steer_sample(logits, params, draws(len(logits)), edits=edits).token)
+    out = steer_sample(logits, params, keys(len(logits)), edits=edits, logprobs=True)
+    assert torch.equal(out.token, steer_sample(logits, params, keys(len(logits)), edits=edits).token)
     steered, base = reference_steer(logits, params, edits=edits)
     torch.testing.assert_close(out.logprob.double(), steered.gather(1, out.token[:, None])[:, 0], rtol=3e-5, atol=3e-5)
     torch.testing.assert_close(
@@ -99,7 +78,7 @@ def test_infinite_logits_win() -> None:
     logits = normal(4, 50)
     logits[:, 17] = INF
     params = row_params((0.0, 0, 1.0, 0.0), (0.5, 0, 1.0, 0.0), (1.0, 5, 0.9, 0.0), (2.0, 0, 0.9, 0.1))
-    assert steer_sample(logits, params, draws(4)).token.tolist() == [17] * 4
+    assert steer_sample(logits, params, keys(4)).token.tolist() == [17] * 4
 
 
 def test_a_row_with_nothing_allowed_returns_minus_one() -> None:
@@ -111,22 +90,19 @@ def test_a_row_with_nothing_allowed_returns_minus_one() -> None:
         (1.0, 0, 0.9, 0.0),
         (1.0, 0, 1.0, 0.0),
     ]
-    free = steer_sample(logits, row_params(*rows), draws(5), logprobs=True)
+    free = steer_sample(logits, row_params(*rows), keys(5), logprobs=True)
     logits[0], logits[1], logits[2], logits[3] = -INF, NAN, -INF, NAN
-    out = steer_sample(logits, row_params(*rows), draws(5), logprobs=True)
-    assert out.logprob is not None
-    assert out.base_logprob is not None
-    assert free.logprob is not None
+    out = steer_sample(logits, row_params(*rows), keys(5), logprobs=True)
     assert out.token.tolist() == [-1] * 4 + [free.token[4].item()]
     assert out.logprob[:4].isnan().all()
     assert out.base_logprob[:4].isnan().all()
     assert out.logprob[4] == free.logprob[4]
-    assert steer_sample(logits[1:2], row_params(rows[1]), draws(1)).token.tolist() == [-1]
+    assert steer_sample(logits[1:2], row_params(rows[1]), keys(1)).token.tolist() == [-1]
 
 
 def test_an_edit_can_ban_all_that_the_base_allows() -> None:
     edits = Edits(torch.arange(3)[None], torch.ones(1, 3), torch.full((1, 3), -INF))
-    out = steer_sample(torch.zeros(1, 3), row_params((1.0, 0, 1.0, 0.0)), draws(1), edits=edits, logprobs=True)
+    out = steer_sample(torch.zeros(1, 3), row_params((1.0, 0, 1.0, 0.0)), keys(1), edits=edits, logprobs=True)
     assert out.token.tolist() == [-1]
 
 
@@ -135,7 +111,7 @@ def test_ties_at_the_threshold_keep_the_lowest_ids(top_k: int) -> None:
     n = 1000
     logits = torch.zeros(n, 2000)
     logits[:, 1900] = 1e-3
-    token = steer_sample(logits, row_params(*[(1.0, top_k, 1.0, 0.0)] * n), draws(n)).token
+    token = steer_sample(logits, row_params(*[(1.0, top_k, 1.0, 0.0)] * n), keys(n)).token
     assert set(token.tolist()) <= {*range(top_k - 1), 1900}
     assert token.unique().numel() > 0.9 * min(top_k, n / 3)
 
@@ -143,13 +119,13 @@ def test_ties_at_the_threshold_keep_the_lowest_ids(top_k: int) -> None:
 def test_minus_zero_ties_with_zero() -> None:
     logits = torch.tensor([[-1.0, -0.0, 0.0, -1.0]])
     for row in ((1.0, 1, 1.0, 0.0), (0.0, 0, 1.0, 0.0)):
-        assert steer_sample(logits, row_params(row), draws(1)).token.tolist() == [1]
+        assert steer_sample(logits, row_params(row), keys(1)).token.tolist() == [1]
 
 
 def test_min_p_of_one_keeps_every_token_that_ties_with_the_best() -> None:
     logits = torch.tensor([1.0, 3.0, 2.0, 3.0, 3.0]).repeat(200, 1)
     for row in ((0.7, 0, 1.0, 1.0), (0.7, 4, 1.0, 1.0)):
-        token = steer_sample(logits, row_params(*[row] * 200), draws(200)).token
+        token = steer_sample(logits, row_params(*[row] * 200), keys(200)).token
         assert token.unique().tolist() == [1, 3, 4]
 
 
@@ -157,13 +133,13 @@ def test_ties_are_greedily_broken_by_the_lowest_id() -> None:
     logits = torch.zeros(2, 1000)
     logits[0, [700, 300, 999]] = 1.0
     logits[1, [600, 601]] = 1.0
-    assert steer_sample(logits, row_params(*[(0.0, 0, 1.0, 0.0)] * 2), draws(2)).token.tolist() == [300, 600]
+    assert steer_sample(logits, row_params(*[(0.0, 0, 1.0, 0.0)] * 2), keys(2)).token.tolist() == [300, 600]
 
 
 def test_top_p_is_the_smallest_set_that_holds_the_mass() -> None:
     n = 2000
     for vocab_size, kept in ((4, 2), (2000, 1000)):
-        token = steer_sample(torch.zeros(n, vocab_size), row_params(*[(1.0, 0, 0.5, 0.0)] * n), draws(n)).token
+        token = steer_sample(torch.zeros(n, vocab_size), row_params(*[(1.0, 0, 0.5, 0.0)] * n), keys(n)).token
         assert token.max() < kept
         assert token.max() > 0.9 * kept - 1
     steered, _ = reference_steer(torch.zeros(1, 4), row_params((1.0, 0, 0.5, 0.0)))
@@ -180,19 +156,8 @@ def test_top_p_counts_the_mass_that_top_k_and_min_p_leave() -> None:
         ((1.0, 0, 1.0, 0.6), 2),
         ((0.5, 0, 1.0, 0.4), 2),
     ):
-        token = steer_sample(logits.repeat(500, 1), row_params(*[row] * 500), draws(500)).token
+        token = steer_sample(logits.repeat(500, 1), row_params(*[row] * 500), keys(500)).token
         assert token.unique().tolist() == list(range(kept)), row
-
-
-def p_value(observed: Tensor, probs: Tensor) -> float:
-    """Chi-square test; cells that expect fewer than five draws are pooled."""
-    expected = probs * observed.sum()
-    pooled = expected < 5
-    observed = torch.cat((observed[~pooled], observed[pooled].sum()[None])).double()
-    expected = torch.cat((expected[~pooled], expected[pooled].sum()[None]))
-    keep = expected > 0
-    chi2 = ((observed[keep] - expected[keep]) ** 2 / expected[keep]).sum()
-    return float(torch.special.gammaincc((keep.sum() - 1).double() / 2, chi2 / 2))
 
 
 @pytest.mark.parametrize(
@@ -210,15 +175,23 @@ def test_draws_follow_the_reference(vocab_size: int, row: tuple[float, int, floa
     n = 20_000
     logits = normal(1, vocab_size, scale=1.5)
     probs = reference_steer(logits, row_params(row))[0][0].exp()
+    every, params = torch.arange(n).split(2000), row_params(*[row] * 2000)
     token = torch.cat(
-        [
-            steer_sample(logits.expand(2000, -1), row_params(*[row] * 2000), u).token
-            for u in draws(n, seed=5).split(2000)
-        ]
+        [steer_sample(logits.expand(2000, -1), params, some(keys(n, seed=5), part)).token for part in every]
     )
     observed = torch.bincount(token, minlength=vocab_size)
     assert observed[probs == 0].sum() == 0
     assert p_value(observed, probs) > 1e-3
+
+
+class Fixed(Keys):
+    """Keys that draw one number for four rows."""
+
+    def __new__(cls, uniform: float) -> "Fixed":
+        return super().__new__(cls, torch.full((4,), uniform, dtype=torch.float64), *keys(4)[1:])
+
+    def uniforms(self) -> Tensor:
+        return self.seeds
 
 
 @pytest.mark.parametrize("uniform", [2.0**-54, 0.5, 1 - 2.0**-53])
@@ -226,8 +199,7 @@ def test_the_ends_of_the_uniform_stay_inside_the_allowed_tokens(uniform: float) 
     logits = torch.full((4, 900), -INF)
     logits[:, [5, 300, 310, 850]] = torch.tensor([0.0, -90.0, 1.0, -100.0])
     rows = [(1.0, 0, 1.0, 0.0), (1.0, 3, 1.0, 0.0), (1.0, 0, 0.99, 0.0), (1e-3, 0, 1.0, 0.0)]
-    out = steer_sample(logits, row_params(*rows), torch.full((4,), uniform, dtype=torch.float64), logprobs=True)
-    assert out.logprob is not None
+    out = steer_sample(logits, row_params(*rows), Fixed(uniform), logprobs=True)
     assert out.logprob.isfinite().all()
 
 
@@ -236,7 +208,7 @@ def test_the_ends_of_the_uniform_stay_inside_the_allowed_tokens(uniform: float) 
 def test_a_row_draws_the_same_alone_and_in_any_batch(vocab_size: int, dtype: torch.dtype) -> None:
     logits, u, params = (
         normal(len(GRID), vocab_size, scale=1.0).to(dtype),
-        draws(len(GRID)),
+        keys(len(GRID)),
         row_params(*GRID),
     )
     edits = some_edits(len(GRID), vocab_size)
@@ -245,20 +217,20 @@ def test_a_row_draws_the_same_alone_and_in_any_batch(vocab_size: int, dtype: tor
         steer_sample(
             logits[i : i + 1],
             row_params(GRID[i]),
-            u[i : i + 1],
+            some(u, slice(i, i + 1)),
             edits=Edits(edits.ids[i : i + 1], edits.mul[i : i + 1], edits.add[i : i + 1]),
         ).token.item()
         for i in range(len(GRID))
     ]
     assert batch.token.tolist() == alone
     order = torch.randperm(len(GRID), generator=torch.Generator().manual_seed(4))[:37]
-    some = steer_sample(
+    part = steer_sample(
         logits[order],
         row_params(*[GRID[i] for i in order.tolist()]),
-        u[order],
+        some(u, order),
         edits=Edits(edits.ids[order], edits.mul[order], edits.add[order]),
     )
-    assert torch.equal(some.token, batch.token[order])
+    assert torch.equal(part.token, batch.token[order])
 
 
 @pytest.mark.parametrize(
@@ -267,15 +239,15 @@ def test_a_row_draws_the_same_alone_and_in_any_batch(vocab_size: int, dtype: tor
 )
 def test_each_option_changes_draws(row: tuple[float, int, float, float]) -> None:
     logits = normal(1, 100, scale=1.0).expand(200, -1)
-    plain = steer_sample(logits, row_params(*[(1.0, 0, 1.0, 0.0)] * 200), draws(200)).token
-    assert not torch.equal(plain, steer_sample(logits, row_params(*[row] * 200), draws(200)).token)
+    plain = steer_sample(logits, row_params(*[(1.0, 0, 1.0, 0.0)] * 200), keys(200)).token
+    assert not torch.equal(plain, steer_sample(logits, row_params(*[row] * 200), keys(200)).token)
 
 
 def test_filters_do_not_touch_a_greedy_row() -> None:
     logits = normal(1, 100)
-    plain = steer_sample(logits, row_params((0.0, 0, 1.0, 0.0)), draws(1), logprobs=True)
-    filtered = steer_sample(logits, row_params((0.0, 2, 0.5, 0.9)), draws(1), logprobs=True)
-    assert filtered == plain
+    plain = steer_sample(logits, row_params((0.0, 0, 1.0, 0.0)), keys(1), logprobs=True)
+    filtered = steer_sample(logits, row_params((0.0, 2, 0.5, 0.9)), keys(1), logprobs=True)
+    assert (filtered.token, filtered.logprob, filtered.base_logprob) == (plain.token, plain.logprob, plain.base_logprob)
     assert plain.logprob == plain.base_logprob
 
 
@@ -299,16 +271,14 @@ def test_top_logprobs_break_ties_by_lower_id_and_skip_nan() -> None:
 def test_rows_with_nan_are_named() -> None:
     logits = normal(4, 600)
     params = row_params(*[(1.0, 0, 1.0, 0.0), (0.0, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.0, 0, 1.0, 0.0)])
-    assert steer_sample(logits, params, draws(4)).nan is None
+    assert not steer_sample(logits, params, keys(4)).nan.any()
     logits[0, :], logits[3, 3] = -INF, INF
-    assert steer_sample(logits, params, draws(4)).nan is None
+    assert not steer_sample(logits, params, keys(4)).nan.any()
     logits[1, 599], logits[2] = NAN, NAN
     for logprobs in (False, True):
-        nan = steer_sample(logits, params, draws(4), logprobs=logprobs).nan
-        assert nan is not None
+        nan = steer_sample(logits, params, keys(4), logprobs=logprobs).nan
         assert nan.tolist() == [False, True, True, False]
-    greedy = steer_sample(logits, row_params(*[(0.0, 0, 1.0, 0.0)] * 4), draws(4)).nan
-    assert greedy is not None
+    greedy = steer_sample(logits, row_params(*[(0.0, 0, 1.0, 0.0)] * 4), keys(4)).nan
     assert greedy.tolist() == [False, True, True, False]
 
 
