@@ -1,5 +1,6 @@
 """Candidate sets of the rows of a batch: the tokens that the base's distribution allows, listed where they are few."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,8 @@ class Shortlist:
 
     ids: Tensor  # (L, K) of the rows with a top-k, best first
     valid: Tensor  # (L, K) bool: the entry is a candidate; cleared for what a guide cannot read
+    scores: Tensor  # (L, K) float32, the base's edited logits
+    gain: Tensor  # (L, K) float32, what value terms add
     mask: Tensor  # (M, V) bool, of the rows without a top-k
 
 
@@ -55,8 +58,13 @@ class CandidateSets:
     listed: _Rows
     """rows with a top-k"""
 
-    def __init__(self, batch: list[Row], device: torch.device) -> None:
-        top_k = {i: row.plan.candidates.top_k for i, row in enumerate(batch) if row.plan.candidates is not None}
+    def __init__(self, batch: list[Row], device: torch.device, *, done: Sequence[int] = ()) -> None:
+        """The rows `done` have a set that is seen to elsewhere."""
+        top_k = {
+            i: row.plan.candidates.top_k
+            for i, row in enumerate(batch)
+            if row.plan.candidates is not None and i not in done
+        }
         self.listed = _Rows.of(batch, [i for i, k in top_k.items() if k], device)
         self.open = _Rows.of(batch, [i for i, k in top_k.items() if not k], device)
         self.place = {row: at for rows in (self.listed, self.open) for at, row in enumerate(rows.rows)}
@@ -67,15 +75,17 @@ class CandidateSets:
     def find(self, base: Tensor, edits: Edits | None) -> Shortlist:
         """The candidates of this step, from the base's logits (B, V) under the answer's edits."""
         ids = valid = mask = base.new_zeros((0, 0), dtype=torch.long)
+        scores = base.new_zeros((0, 0), dtype=torch.float32)
         if self.listed.rows:
             z = self._edited(base, edits, self.listed)
             if self._filtered:
                 z = z.masked_fill(~self._mask(z, self.listed), -torch.inf)
             ids, valid = best_candidates(z, self._width)
+            scores = z.gather(1, ids)
             valid &= torch.arange(ids.shape[1], device=z.device) < self.listed.top_k[:, None]
         if self.open.rows:
             mask = self._mask(self._edited(base, edits, self.open), self.open)
-        return Shortlist(ids, valid, mask)
+        return Shortlist(ids, valid, scores, torch.zeros_like(scores), mask)
 
     def exclude(self, z: Tensor, found: Shortlist) -> None:
         """Ban what is no candidate, in place, but in rows that keep the others."""
@@ -95,5 +105,5 @@ class CandidateSets:
         everyone = len(rows.rows) == len(base)
         z = base.to(torch.float32, copy=edits is not None) if everyone else base[rows.index].float()
         if edits is not None:
-            apply_edits(z, Edits(edits.ids[rows.index], edits.mul[rows.index], edits.add[rows.index]))
+            apply_edits(z, edits.of(rows.index))
         return z

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from trimtab.engine.errors import ModelLoadError
+from trimtab.engine.progress import say
 
 _LOCAL_HINT: Final = "to work offline, pass the path of a local folder or .gguf file as the model"
 _NETWORK_SIGNS: Final = re.compile(
@@ -105,7 +106,7 @@ def _locked(path: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for another process that prepares {name}")
+            say(f"waiting for another process that prepares {name}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -142,7 +143,7 @@ def _download(wheels: Wheels, target: Path) -> str:
 
 
 def _pip_download(requirement: str, folder: Path) -> None:
-    _say(f"fetching {requirement} with pip")
+    say(f"fetching {requirement} with pip")
     terminal = sys.stderr.isatty()
     done = subprocess.run(
         # -P keeps the working directory, which may hold a folder named like a module, off the path;
@@ -179,7 +180,7 @@ def _expand(gguf: Path, folder: Path) -> None:
         GGUFReader(gguf)
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise ModelLoadError(f"{gguf} is a truncated or corrupt GGUF file: download it again") from error
-    _say(f"expanding {gguf.name} to bfloat16, once")
+    say(f"expanding {gguf.name} to bfloat16, once")
     with tempfile.TemporaryDirectory(dir=folder.parent) as alone:  # neighbours of the file are not its config
         (Path(alone) / "model.gguf").symlink_to(gguf.resolve())
         try:
@@ -229,7 +230,3 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.+-]", "_", name)
-
-
-def _say(line: str) -> None:
-    print(f"trimtab: {line}", file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Reader
 from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, TokenTrace, add
 from trimtab.engine.rewards import Reward
-from trimtab.engine.sampler import Drawn, Sampler
+from trimtab.engine.sampler import Drawn, Sampler, compile_sampler, warm_sampler
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.scoring import Scoring
 from trimtab.engine.sequence import Sequence
@@ -48,7 +48,12 @@ class Engine:
         self.stats = stats
         self.scheduler = Scheduler(stats, max_rows=settings.max_rows, prefill_tokens=settings.prefill_tokens)
         self._reader = Reader(guides)
-        self._sampler = Sampler(guides)
+        compiled = settings.compile and self.runner.device.type == "cpu"
+        if compiled:
+            compile_sampler(self.runner.vocab_size)
+        elif self.runner.device.type == "cuda":
+            warm_sampler(self.runner.vocab_size, self.runner.dtype, self.runner.device)
+        self._sampler = Sampler(guides, "compiled" if compiled else "auto")
         self.scoring = Scoring(
             self.scheduler, self._reader, guides, rewards, settings, stats, resume=self._resume, fail=self._fail
         )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 class Edit:
     """A change of some rows' last hidden state before the LM head."""
 
-    rows: Tensor  # (R,) int64
+    rows: Tensor  # (R,) int64, on the host until the forward
     apply: Callable[[Tensor], Tensor]  # (R, D) to (R, D)
 
 

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from trimtab.engine.lane import Lane
 from trimtab.engine.model import Model
 from trimtab.engine.runner import Decoded
 from trimtab.engine.scheduler import Turn
+from trimtab.engine.staging import place
 
 
 class Outputs:
-    """Logits and hidden states of the lanes that read in this tick."""
+    """Logits and hidden states of the lanes that read in this tick; valid until the model's next decode forward."""
 
     def __init__(self) -> None:
         self._decoded: dict[Model, Decoded] = {}
@@ -54,4 +55,4 @@ class Outputs:
         rows = [self._chosen.get(lane, self._rows[lane].stop - 1) for lane in lanes]
         if rows == list(range(rows[0], rows[0] + len(rows))):  # neighbours: no copy
             return values[rows[0] : rows[0] + len(rows)]
-        return values[torch.tensor(rows, device=values.device)]
+        return values.index_select(0, place([np.array(rows)], values.device)[0])

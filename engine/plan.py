@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from trimtab.engine.sampling import SamplingParams
+from trimtab.kernels.finish_candidates import MOST_LISTED
 
 if TYPE_CHECKING:  # settings read this file, and torch takes seconds to import
     from trimtab.kernels.mixing import Transform
@@ -169,6 +170,20 @@ class SteerPlan:
         sampling = self.sampling
         filters = sampling.top_k or self.limit or sampling.top_p < 1.0 or sampling.min_p > 0.0
         return sampling.temperature == 1.0 and not filters and not self.edits_logits
+
+    @property
+    def short(self) -> bool:
+        """Whether every token that can be drawn stands in a list of candidates with the base's own logits."""
+        sets = self.candidates
+        listed = sets is not None and 0 < sets.top_k <= MOST_LISTED and not sets.keep_others
+        return listed and not self.mixture and self.base_weight == 1 and not self.trace
+
+    @property
+    def plausible(self) -> bool:
+        """Whether the candidate set is plausibility alone, without values: the pass that draws knows it."""
+        sets = self.candidates
+        alone = sets is not None and (sets.top_k, sets.top_p) == (0, 1.0) and not sets.keep_others
+        return alone and not self.values and not self.power
 
     @property
     def shaped(self) -> bool:

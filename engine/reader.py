@@ -1,7 +1,9 @@
 """Runs the models over what the lanes of a tick have pending, one forward per model."""
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import isfinite, isnan
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.pages import PageTable
 from trimtab.engine.plan import HiddenEdit
-from trimtab.engine.runner import Chunk, ModelRunner
+from trimtab.engine.runner import READ_ROWS, Chunk, ModelRunner
 from trimtab.engine.scheduler import Turn
 from trimtab.engine.sequence import Sequence
 
@@ -33,9 +35,6 @@ class Passage(NamedTuple):
 Charge = Callable[[Lane, int], None]
 """notes that a lane has read so many tokens in a forward"""
 
-READ_ROWS = 256
-"""tokens of one forward that gives logits of each"""
-
 
 class Reader:
     """The forwards of an engine's models: language-model lanes in lockstep, then scorers of candidates."""
@@ -44,6 +43,7 @@ class Reader:
         self._guides = guides
         self.asked: dict[Lane, list[int]] = {}
         """candidates (base ids) that each scoring lane read in this tick"""
+        self._streams: defaultdict[Model, torch.cuda.Stream] = defaultdict(torch.cuda.Stream)
 
     def read(self, turns: Many[Turn]) -> Outputs:
         """One forward per model over the pending tokens of its lanes; scorers wait for their candidates."""
@@ -53,11 +53,13 @@ class Reader:
             if not turn.lane.scores:
                 groups.setdefault(turn.lane.model, []).append(turn)
         outputs = Outputs()
-        for model, group in groups.items():
-            # Rows of one adapter together, and rows of like length, which are attended together.
-            group.sort(key=lambda turn: (turn.lane.variant.adapter or "", -len(turn.lane.tokens)))
-            edits, edited = self._edits(group, model)
-            outputs.add(model, group, model.runner.decode([turn.chunk for turn in group], edits), edited)
+        with self._side_by_side(groups) as on_its_stream:
+            for model, group in groups.items():
+                # Rows of one adapter together, and rows of like length, which are attended together.
+                group.sort(key=lambda turn: (turn.lane.variant.adapter or "", -len(turn.lane.tokens)))
+                edits, edited = self._edits(group)
+                with on_its_stream(model):
+                    outputs.add(model, group, model.runner.decode([turn.chunk for turn in group], edits), edited)
         return outputs
 
     def score(self, guide: ScorerGuide, lanes: Many[Lane], candidates: Many[Many[int]]) -> Tensor:
@@ -157,7 +159,27 @@ class Reader:
                 lane.table.stored(lane.tokens, lane.table.length + len(chunk.tokens))
                 charge(lane, len(chunk.tokens))
 
-    def _edits(self, turns: list[Turn], model: Model) -> tuple[list[Edit], list[Lane]]:
+    @contextmanager
+    def _side_by_side(self, models: Collection[Model]) -> Iterator[Callable[[Model], AbstractContextManager[object]]]:
+        """Let the forwards of several models on a GPU overlap, each on a stream of its own.
+
+        They start after what is queued now, and what is queued afterwards waits for them: so memory that one stream has
+        freed is never written by another too early.
+        """
+        if len(models) < 2 or any(model.runner.device.type != "cuda" for model in models):
+            yield lambda model: nullcontext()
+            return
+        main = torch.cuda.current_stream()
+        streams = [self._streams[model] for model in models]
+        for stream in streams:
+            stream.wait_stream(main)
+        try:
+            yield lambda model: torch.cuda.stream(self._streams[model])
+        finally:
+            for stream in streams:
+                main.wait_stream(stream)
+
+    def _edits(self, turns: list[Turn]) -> tuple[list[Edit], list[Lane]]:
         """Edits of the last hidden states of the base's own lanes, and those lanes in the edits' order."""
         groups: dict[HiddenEdit, list[tuple[int, Lane]]] = {}
         row = -1
@@ -171,5 +193,5 @@ class Reader:
             guide = self._guides[hidden.guide]
             assert isinstance(guide, HeadGuide)  # admission
             ascend = partial(guide.head.ascend, rate=hidden.rate, steps=hidden.steps)
-            edits.append(Edit(torch.tensor([row for row, _ in rows], device=model.runner.device), ascend))
+            edits.append(Edit(torch.tensor([row for row, _ in rows]), ascend))
         return edits, [lane for rows in groups.values() for _, lane in rows]

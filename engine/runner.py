@@ -3,23 +3,30 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.fused_attention import fuse_attention
-from trimtab.engine.kv import ATTENTION, KVShape, KVStore, Step
+from trimtab.engine.graphs import Capture, CudaCapture, DecodeGraphs
+from trimtab.engine.kv import ATTENTION, IntArray, KVShape, KVStore, Plan, Step
 from trimtab.engine.lm_head import Edit, tap_head
 from trimtab.engine.packing import pack
 from trimtab.engine.pages import PagePool, PageTable
 from trimtab.engine.plan import PLAIN, Variant
+from trimtab.engine.staging import place
 from trimtab.engine.variants import RowTerms
+from trimtab.kernels.backend import Backend
 
 logger = logging.getLogger(__name__)
+
+READ_ROWS = 256
+"""tokens of one forward that gives logits of each"""
 
 PROBE_TOKENS = 21
 PROBE_WINDOW = 8  # sliding windows are probed at this width: their own may be thousands of tokens
@@ -45,7 +52,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a decode forward gave, one row per token of its chunks."""
+    """What a decode forward gave, one row per token of its chunks; valid until the model's next decode forward."""
 
     logits: Tensor  # (N, V) in the model's dtype
     hidden: Tensor  # (N, D) last hidden states before any edit
@@ -58,7 +65,21 @@ class ModelRunner:
     The caller reserves pages (`PageTable.reserve`) before a forward and records them (`PageTable.stored`) after it.
     """
 
-    def __init__(self, model: PreTrainedModel, pool: PagePool, *, packed: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pool: PagePool,
+        *,
+        packed: bool = True,
+        graph_rows: int = 0,
+        capture: Capture | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        """Put `model` behind the pages of `pool`; raises ModelLoadError for a model that cannot be paged.
+
+        On a GPU, decode forwards of up to `graph_rows` rows are captured in CUDA graphs. `capture` stands in for CUDA's
+        own way, on any device.
+        """
         self.model = model
         self.pool = pool
         self.device = model.device
@@ -71,11 +92,12 @@ class ModelRunner:
             expected, shape = self._reference(prompt)
             self.packing = pack(model) if packed else None
             model.set_attn_implementation(ATTENTION)
-            self.store = KVStore(pool, shape, self.dtype, self.device)
+            self.store = KVStore(pool, shape, self.dtype, self.device, backend=backend)
             self._fused = fuse_attention(model) if packed else []
             self._head = tap_head(model)
             self.vocab_size: int = config.vocab_size if self._head is None else expected.numel()
-            self.terms = RowTerms(model)
+            self.terms = RowTerms(model, backend)
+            self._graphs: DecodeGraphs | None = None
             error = self._error(prompt[0].tolist(), expected)
             if self._fused and not error < TOLERANCE[self.dtype]:
                 logger.info("%s needs its own attention modules", self._name)
@@ -86,34 +108,47 @@ class ModelRunner:
                 f"{self._name} does not give the same output through paged attention (off by {error:.2g} standard "
                 "deviations): its attention has a feature that trimtab does not support yet; choose another model"
             )
+        if capture is None and self.device.type == "cuda":
+            capture = CudaCapture()
+        if capture is not None and self._head is not None and self.store.static and graph_rows:
+            self._capture_with(capture, graph_rows)
 
     @torch.inference_mode()
     def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
         """Store keys and values of the chunks' tokens; the last hidden state of each, (N, D), chunk by chunk."""
-        step = self.store.begin([chunk.table for chunk in chunks], [len(chunk.tokens) for chunk in chunks])
-        tokens = [chunk.tokens for chunk in chunks]
+        counts = [len(chunk.tokens) for chunk in chunks]
+        plan = self.store.plan([chunk.table for chunk in chunks], counts)
+        ids = _ids([chunk.tokens for chunk in chunks], plan)
         variants = [chunk.variant for chunk in chunks]
-        hidden: Tensor = self._forward(self.model.base_model, step, tokens, variants).last_hidden_state  # (N, q, D)
-        return hidden[torch.arange(len(chunks)), [len(each) - 1 for each in tokens]]
+        hidden: Tensor = self._forward(self.model.base_model, plan, ids, variants).last_hidden_state  # (N, q, D)
+        last = np.arange(len(chunks)) * ids.shape[1] + np.array(counts) - 1
+        return hidden.flatten(0, 1).index_select(0, place([last], self.device)[0])
 
     @torch.inference_mode()
     def decode(self, chunks: Sequence[Chunk], edits: Sequence[Edit] = ()) -> Decoded:
-        """Store the chunks' tokens and return what follows each of them, one row per token, chunk by chunk."""
+        """Store the chunks' tokens and return what follows each of them, one row per token, chunk by chunk.
+
+        The rows of `edits` are tensors on the host.
+        """
         assert self._head is not None, "a model without an LM head gives no logits"
-        self._head.edits = edits
-        rows = [chunk for chunk in chunks for _ in chunk.tokens]
-        again = [rows[row].variant for edit in edits for row in edit.rows.tolist()]  # rows that the head reads twice
+        plan, ids, variants = self._plan_rows(chunks)
+        replayed = None if edits else self._replay(plan, ids, variants)
+        if replayed is not None:
+            logits, hidden = replayed
+            return Decoded(logits, hidden, logits[:0])
+        again = [variants[row] for edit in edits for row in edit.rows.tolist()]  # rows that the head reads twice
+        self._head.edits = [replace(edit, rows=place([edit.rows.numpy()], self.device)[0]) for edit in edits]
         try:
-            output = self._rows_forward(self.model, chunks, again)
+            output = self._forward(self.model, plan, ids, [*variants, *again])
         finally:
             self._head.edits = ()
-        count = len(output.logits) - sum(len(edit.rows) for edit in edits)
+        count = len(ids)
         return Decoded(output.logits[:count, -1], self._head.hidden[:, -1], output.logits[count:, -1])
 
     @torch.inference_mode()
     def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
         """Store the chunks' tokens and return the last hidden state of each, (N, D), chunk by chunk."""
-        hidden: Tensor = self._rows_forward(self.model.base_model, chunks).last_hidden_state
+        hidden: Tensor = self._forward(self.model.base_model, *self._plan_rows(chunks)).last_hidden_state
         return hidden[:, -1]
 
     @torch.inference_mode()
@@ -125,13 +160,13 @@ class ModelRunner:
         them the next token.
         """
         pending, counts = [len(chunk.tokens) for chunk in chunks], [len(ids) for ids in candidates]
-        step = self.store.begin_candidates([chunk.table for chunk in chunks], pending, counts)
-        tokens = [[*chunk.tokens, *ids] for chunk, ids in zip(chunks, candidates, strict=True)]
+        plan = self.store.plan_candidates([chunk.table for chunk in chunks], pending, counts)
+        ids = _ids([[*chunk.tokens, *each] for chunk, each in zip(chunks, candidates, strict=True)], plan)
         variants = [chunk.variant for chunk in chunks]
-        hidden: Tensor = self._forward(self.model.base_model, step, tokens, variants).last_hidden_state  # (B, q, D)
-        first = torch.tensor(pending, device=self.device)[:, None]
-        columns = (first + torch.arange(max(counts), device=self.device)).clamp_(max=hidden.shape[1] - 1)
-        return hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))
+        hidden: Tensor = self._forward(self.model.base_model, plan, ids, variants).last_hidden_state  # (B, q, D)
+        columns = np.minimum(np.array(pending)[:, None] + np.arange(max(counts)), ids.shape[1] - 1)
+        (index,) = place([columns], self.device)
+        return hidden.gather(1, index[:, :, None].expand(-1, -1, hidden.shape[2]))
 
     @torch.inference_mode()
     def keep(self, moves: Sequence[tuple[PageTable, int, int]]) -> None:
@@ -149,32 +184,53 @@ class ModelRunner:
         if self.packing is not None:
             self.packing.restore()
             self._head = tap_head(self.model)
+        if self._graphs is not None:
+            self._graphs.drop()
 
     def _unfuse(self) -> None:
         while self._fused:
             self._fused.pop().restore()
 
-    def _rows_forward(self, module: nn.Module, chunks: Sequence[Chunk], more: Sequence[Variant] = ()) -> Any:
-        """A forward with one row per token; `more` are rows that only the LM head adds."""
-        counts = [len(chunk.tokens) for chunk in chunks]
-        step = self.store.begin_rows([chunk.table for chunk in chunks], counts)
-        variants = [chunk.variant for chunk in chunks for _ in chunk.tokens]
-        tokens = [[token] for chunk in chunks for token in chunk.tokens]
-        return self._forward(module, step, tokens, [*variants, *more])
+    def _plan_rows(self, chunks: Sequence[Chunk]) -> tuple[Plan, IntArray, list[Variant]]:
+        """A forward with one row per token: where it reads and writes, its ids (B, 1) and its rows' variants."""
+        plan = self.store.plan_rows([chunk.table for chunk in chunks], [len(chunk.tokens) for chunk in chunks])
+        ids = np.array([token for chunk in chunks for token in chunk.tokens], dtype=np.int64)[:, None]
+        return plan, ids, [chunk.variant for chunk in chunks for _ in chunk.tokens]
 
-    def _forward(
-        self, module: nn.Module, step: Step, tokens: Sequence[Sequence[int]], variants: Sequence[Variant]
-    ) -> Any:
+    def _forward(self, module: nn.Module, plan: Plan, ids: IntArray, variants: Sequence[Variant]) -> Any:
+        """Run `module` over `ids` (B, q); `variants` may go on with rows that only the LM head adds."""
         self.terms.begin(variants)
-        ids = torch.zeros(step.positions.shape, dtype=torch.long)
-        for row, each in enumerate(tokens):
-            ids[row, : len(each)] = torch.as_tensor(each)
+        return self._call(module, self.store.place(plan, ids))
+
+    def _call(self, module: nn.Module, ids: Tensor) -> Any:
+        """Run `module` over the store's current step."""
         return module(
-            input_ids=ids.to(self.device),
-            position_ids=step.positions,
+            input_ids=ids,
+            position_ids=self.store.step.positions,
             past_key_values=self.store.cache,
             use_cache=True,
         )
+
+    @torch.inference_mode()
+    def _capture_with(self, capture: Capture, rows: int) -> None:
+        """Let `decode` run captured forwards of up to `rows` rows."""
+
+        def forward(ids: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+            assert self._head is not None
+            self.store.step = step
+            logits: Tensor = self._call(self.model, ids).logits
+            return logits[:, -1], self._head.hidden[:, -1]
+
+        self.terms.reserve(rows)
+        self._graphs = DecodeGraphs(forward, capture, rows=rows, device=self.device)
+
+    def _replay(self, plan: Plan, ids: IntArray, variants: Sequence[Variant]) -> tuple[Tensor, Tensor] | None:
+        """Logits and hidden states of a captured forward; None where there is none for these rows."""
+        if self._graphs is None or len(ids) > self._graphs.rows:
+            return None
+        self.terms.begin([*variants, *[PLAIN] * (self._graphs.bucket(len(ids)) - len(ids))])
+        signature = self.terms.signature
+        return None if signature is None else self._graphs.run(plan, ids, signature)
 
     def _reference(self, prompt: Tensor) -> tuple[Tensor, KVShape]:
         """Last output of the unmodified model, and the shape of its attention layers."""
@@ -193,8 +249,7 @@ class ModelRunner:
                 f"{self._name} keeps a cache that trimtab cannot page (only attention with keys and values "
                 "of one shape in every layer is supported): choose another model"
             )
-        heads = self.model.config.get_text_config().num_attention_heads
-        return last[0, -1].float(), KVShape(len(cache.layers), heads, kv_heads=found[1], head_dim=found[3])
+        return last[0, -1].float(), KVShape(len(cache.layers), kv_heads=found[1], head_dim=found[3])
 
     def _error(self, prompt: list[int], expected: Tensor) -> float:
         """Run the probe in two chunks and a decode step; its distance to `expected` in standard deviations."""
@@ -214,6 +269,14 @@ class ModelRunner:
     @property
     def _name(self) -> str:
         return type(self.model).__name__
+
+
+def _ids(tokens: Sequence[Sequence[int]], plan: Plan) -> IntArray:
+    """Token ids (B, q) of the rows of a plan, padded with token 0."""
+    ids = np.zeros(plan.own.shape, dtype=np.int64)
+    for row, each in enumerate(tokens):
+        ids[row, : len(each)] = each
+    return ids
 
 
 @contextmanager

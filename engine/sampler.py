@@ -5,27 +5,37 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
+from typing import TypedDict, Unpack
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trimtab.engine.errors import GuideError
+from trimtab.engine.candidates import Shortlist
+from trimtab.engine.errors import GuideError, ModelLoadError
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.job import Weighed
 from trimtab.engine.measure import Measure
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import SteerPlan
+from trimtab.engine.progress import say
 from trimtab.engine.results import Source, TokenLogprob, TokenTrace
 from trimtab.engine.scores import Scores
 from trimtab.engine.sequence import Sequence
+from trimtab.engine.staging import place
 from trimtab.engine.steering import Steering
 from trimtab.engine.values import Scorer
+from trimtab.kernels.backend import Backend
 from trimtab.kernels.candidates import best_candidates
-from trimtab.kernels.edits import Edits, apply_edits, history_edits
-from trimtab.kernels.philox import uniforms
-from trimtab.kernels.statistics import base_statistics, steer_statistics
-from trimtab.kernels.steer_sample import steer_sample, top_logprobs
+from trimtab.kernels.compiled import compile_loops
+from trimtab.kernels.edits import Edits, history_edits
+from trimtab.kernels.finish_candidates import finish_candidates
+from trimtab.kernels.mixing import Aux
+from trimtab.kernels.philox import Keys
+from trimtab.kernels.statistics import SteerOut
+from trimtab.kernels.steer_sample import base_at, steer_sample, steered_scores, top_logprobs
 from trimtab.kernels.survivors import RowParams
 from trimtab.kernels.tiles import allowed
 
@@ -33,6 +43,17 @@ TRACE_TOP = 5
 VOICE = 1 << 32  # random streams of a second voice lie behind those of the forks
 
 Top = tuple[tuple[int, float], ...]
+IntArray = npt.NDArray[np.int64]
+
+
+class Given(TypedDict, total=False):
+    """Arguments of `steer_sample` that differ from step to step."""
+
+    edits: Edits | None
+    base_weight: Tensor | None
+    aux: list[Aux]
+    alpha: Tensor | None
+    reference: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +78,34 @@ class Proposed:
     """what a guide did wrong"""
 
 
+def compile_sampler(vocab_size: int) -> None:
+    """Compile the draw's loops for a CPU now rather than at the first requests; raises ModelLoadError."""
+    say("compiling the sampler: less than a minute")
+    try:
+        compile_loops(vocab_size)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelLoadError(
+            f"the sampler cannot be compiled ({reason}): install a C++ compiler, or set engine.compile to false"
+        ) from error
+
+
+def warm_sampler(vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Let a GPU's kernels be compiled for the commonest draws now rather than at the first requests."""
+    say("compiling the sampler's kernels: a minute the first time, then they are cached")
+    logits, one, off = torch.zeros(1, vocab_size, dtype=dtype, device=device), torch.ones(1), torch.zeros(1)
+    everyone, keys = torch.ones(1, dtype=torch.bool, device=device), _keys(np.zeros((3, 1), dtype=np.int64), device)
+    for top_p, measured in product((1.0, 0.9), (None, everyone)):
+        params = RowParams(temperature=one, top_k=off.long(), top_p=one * top_p, min_p=off)
+        steer_sample(logits, params, keys, measured=measured)
+
+
 class Sampler:
     """Draws one token per row. What depends only on who is in the batch is kept until the batch changes."""
 
-    def __init__(self, guides: Mapping[str, Guide]) -> None:
+    def __init__(self, guides: Mapping[str, Guide], backend: Backend = "auto") -> None:
         self._guides = guides
+        self._backend = backend
         self._batches: dict[object, _Batch] = {}
 
     def draw(
@@ -71,42 +115,52 @@ class Sampler:
 
         `group` names the batch among those of one tick: those of other models come from draws of their own.
         """
+        short = [i for i, row in enumerate(rows) if row.plan.short]
+        if 0 < len(short) < len(rows):  # their lists are drawn from apart
+            rest = [i for i in range(len(rows)) if i not in short]
+            drawn: dict[int, Drawn] = {}
+            for part, places in (("short", short), ("rest", rest)):
+                these = [rows[i] for i in places]
+                (index,) = place([np.array(places)], logits.device)
+                found = self.draw(these, logits.index_select(0, index), outputs, score, group=(group, part))
+                drawn.update(zip(places, found, strict=True))
+            return [drawn[i] for i in range(len(rows))]
         batch = self._batches.get(group)
         if batch is None or batch.rows != rows:
-            batch = self._batches[group] = _Batch(rows, self._guides, logits.device)
-        noise, edits = batch.noise(), batch.edits(logits.shape[1])
-        if batch.steering is not None:
-            scores = batch.steering.apply(logits, edits, outputs, score)
-            return batch.steered(scores, noise, partial(batch.steering.guilty, outputs=outputs))
-        out = steer_sample(logits, batch.params, noise, edits=edits, logprobs=bool(batch.reporting))
-        ids = out.token.tolist()
-        measures = batch.unsteered_measures(logits, out.token) if batch.measuring else {}
-        reports: dict[int, TokenLogprob] = {}
-        if batch.reporting:
-            assert out.base_logprob is not None
-            reports = batch.reports(ids, out.base_logprob.tolist(), logits)
-        return [Drawn(token, reports.get(i), measures.get(i)) for i, token in enumerate(ids)]
+            batch = self._batches[group] = _Batch(rows, self._guides, logits.device, self._backend)
+        edits, steering = batch.edits(logits.shape[1]), batch.steering
+        if steering is None:
+            return batch.drawn(batch.sample(logits, edits=edits), logits)
+        guilty = partial(steering.guilty, outputs=outputs)
+        if steering.short:
+            listed, scores = steering.shortlist(logits, edits, outputs, score)
+            return batch.drawn(batch.finish(listed, scores.reference), scores.reference, scores, guilty)
+        if steering.fused:
+            mixture = steering.mixture(logits, outputs)
+            reference = mixture["reference"]
+            out = batch.sample(logits, edits=edits, **mixture)
+            return batch.drawn(out, logits if reference is None else reference, guilty=guilty)
+        scores = steering.apply(logits, edits, outputs, score)
+        return batch.drawn(batch.sample(scores.steered, reference=scores.reference), scores.reference, scores, guilty)
 
     def propose(
         self, rows: list[Sequence], counts: list[int], logits: Tensor, outputs: Outputs, score: Scorer
     ) -> list[Proposed]:
         """The best tokens of each row, as many as its count, as `draw` would see them; nothing is drawn."""
-        batch = _Batch(rows, self._guides, logits.device)
+        batch = _Batch(rows, self._guides, logits.device, self._backend)
         edits, errors = batch.edits(logits.shape[1]), dict[int, GuideError]()
         if batch.steering is not None:
             scores = batch.steering.apply(logits, edits, outputs, score)
             errors.update(scores.failed)
         else:
-            scores = Scores(logits.to(torch.float32, copy=True), logits)
-            if edits is not None:
-                apply_edits(scores.steered, edits)
+            scores = Scores(steered_scores(logits, edits=edits), logits)
         given = allowed(scores.steered)
         if batch.steering is not None and given.nan is not None:
             for row in given.nan.nonzero()[:, 0].tolist():
                 guilty = batch.steering.guilty(row, outputs)
                 if guilty is not None:
                     errors.setdefault(row, guilty)
-        ids, valid = best_candidates(given.z, max(counts))  # (B, k)
+        ids, valid = best_candidates(given.z, max(counts), backend=self._backend)  # (B, k)
         listed = zip(
             ids.tolist(), given.z.gather(1, ids).tolist(), (valid & given.alive[:, None]).tolist(), strict=True
         )
@@ -125,16 +179,16 @@ class Sampler:
         index = torch.tensor([(row, token) for row, token, _ in entries], dtype=torch.long, device=device)
         z = torch.full(reference.shape, -torch.inf, device=device)
         z[tuple(index.reshape(-1, 2).T)] = torch.tensor([score for *_, score in entries], device=device)
-        batch = _Batch(rows, self._guides, device, searched=True)
+        batch = _Batch(rows, self._guides, device, self._backend, searched=True)
         scores = Scores(z, reference, {i: each.values for i, each in enumerate(weighed)})
-        return batch.steered(scores, batch.noise(), lambda row: None)
+        return batch.drawn(batch.sample(z, reference=reference), reference, scores)
 
     def _settled(self, rows: list[Sequence], ids: list[int], reference: Tensor) -> list[Drawn]:
         """Tokens that the programs have chosen themselves: certain, whatever the base thinks of them."""
         token = torch.tensor(ids, device=reference.device)
-        logprobs = base_statistics(reference, token)[0].tolist()
-        changed = (reference.argmax(dim=1) != token).tolist()
-        batch = _Batch(rows, self._guides, reference.device, searched=True)
+        base = base_at(reference, token[:, None], backend=self._backend)
+        logprobs, changed = base.logprobs[:, 0].tolist(), (base.best != token).tolist()
+        batch = _Batch(rows, self._guides, reference.device, self._backend, searched=True)
         reports = batch.reports(ids, logprobs, reference) if batch.reporting else {}
         return [
             Drawn(each, reports.get(i), Measure(0.0, logprob, -logprob, changed[i]))
@@ -156,11 +210,9 @@ class Sampler:
         if early:
             logits = logits.clone()
             logits[tuple(torch.tensor(early, device=logits.device).T)] = -torch.inf
-        streams = np.array([row.stream for row in rows]) + VOICE
-        positions = np.array([len(row.guide.tokens) for row in rows])
-        noise = torch.from_numpy(uniforms(np.array([plan.seed for plan in plans]), streams, positions))
-        params = _row_params(plans, logits.device)
-        ids: list[int] = steer_sample(logits, params, noise.to(logits.device)).token.tolist()
+        seeds, streams = [plan.seed for plan in plans], [row.stream + VOICE for row in rows]
+        keys = _keys(np.array([seeds, streams, [len(row.guide.tokens) for row in rows]]), logits.device)
+        ids: list[int] = steer_sample(logits, _row_params(plans), keys).token.tolist()
         return ids
 
 
@@ -168,31 +220,35 @@ class _Batch:
     """The constant part of a decode batch."""
 
     def __init__(
-        self, rows: list[Sequence], guides: Mapping[str, Guide], device: torch.device, *, searched: bool = False
+        self,
+        rows: list[Sequence],
+        guides: Mapping[str, Guide],
+        device: torch.device,
+        backend: Backend,
+        *,
+        searched: bool = False,
     ) -> None:
         plans = [row.plan for row in rows]
         self._searched = searched  # a program weighs the tokens: steering is done
         wanted = [plan.sampling for plan in plans]
         self.rows = rows.copy()
-        self.seeds = np.array([plan.seed for plan in plans], dtype=np.int64)
-        self.streams = np.array([row.stream for row in rows], dtype=np.int64)
-        self.params = _row_params(plans, device)
+        self.params = _row_params(plans)
         self.reporting = [i for i, sampling in enumerate(wanted) if sampling.logprobs is not None]
-        self.measuring = [i for i, plan in enumerate(plans) if plan.measured]
-        self.top = max((wanted[i].logprobs or 0 for i in self.reporting), default=0)
-        self._device = device
+        self._top = max((wanted[i].logprobs or 0 for i in self.reporting), default=0)
+        self._origin = [[plan.seed for plan in plans], [row.stream for row in rows]]
+        self._device, self._backend = device, backend
         self.steering: Steering | None = None
         if not searched and any(plan.shaped for plan in plans):
             self.steering = Steering(rows, guides, device)
-        if searched or self.steering is not None:
-            self._tallied = {i for i, plan in enumerate(plans) if searched or plan.shaped or plan.measured}
-            self._measured = sorted({*self._tallied, *self.reporting})
-            self._measured_params = _row_params([plans[i] for i in self._measured], device)
-            self._traced = [i for i in self._measured if plans[i].trace]
+        self._shaped = searched or self.steering is not None
+        self._tallied = [i for i, plan in enumerate(plans) if searched or plan.shaped or plan.measured]
+        self._traced = [i for i in self._tallied if self._shaped and plans[i].trace]
+        needed = {*self._tallied, *(self.reporting if self._shaped else ())}
+        self._measured = torch.tensor([i in needed for i in range(len(rows))], device=device) if needed else None
         self._editing = any(plan.edits_logits for plan in plans)
         if self._editing:
             self._repetition, self._presence, self._frequency = (
-                torch.tensor([getattr(sampling, name) for sampling in wanted], dtype=torch.float32, device=device)
+                torch.tensor([getattr(sampling, name) for sampling in wanted], dtype=torch.float32)
                 for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
             )
             biases = [
@@ -208,51 +264,69 @@ class _Batch:
             self._ban = torch.isinf(self._bias)
             self._min_tokens = torch.tensor([sampling.min_tokens for sampling in wanted])
 
-    def noise(self) -> Tensor:
-        """One uniform number per row, that of its seed, its stream and its length, (B,) float64."""
-        lengths = np.array([len(row.tokens) for row in self.rows])
-        return torch.from_numpy(uniforms(self.seeds, self.streams, lengths)).to(self._device)
+    def sample(self, logits: Tensor, **given: Unpack[Given]) -> SteerOut:
+        """One draw per row, keyed by its seed, its stream and its length; the arguments are those of `steer_sample`."""
+        logprobs = bool(self.reporting) and not self._shaped
+        return steer_sample(
+            logits,
+            self.params,
+            self._keys(),
+            logprobs=logprobs,
+            measured=self._measured,
+            backend=self._backend,
+            **given,
+        )
 
-    def steered(self, scores: Scores, noise: Tensor, guilty: Callable[[int], GuideError | None]) -> list[Drawn]:
-        """Draw where some row is steered, traced or weighed; `guilty` tells who left a row without a number."""
-        out = steer_sample(scores.steered, self.params, noise)
-        ids = out.token.tolist()
-        errors = dict(scores.failed)
-        broken = [] if out.nan is None else out.nan.nonzero()[:, 0].tolist()
-        for row in {*broken, *(i for i, token in enumerate(ids) if token < 0)}:
-            whose = guilty(row)
-            if whose is not None:
-                errors.setdefault(row, whose)
-        index = torch.tensor(self._measured, dtype=torch.long, device=self._device)
-        reference = scores.reference[index]
-        found = steer_statistics(scores.steered[index], reference, out.token[index], self._measured_params)
-        columns = (found.logprob, found.base_logprob, found.kl, found.entropy, found.base_entropy)
-        numbers = dict(zip(self._measured, torch.stack(columns, dim=1).tolist(), strict=True))
-        changed = dict(zip(self._measured, found.top1_changed.tolist(), strict=True))
-        measures = {row: Measure(each[0], each[1], each[2], changed[row], each[4]) for row, each in numbers.items()}
-        base_logprobs = [measures[i].base_logprob if i in measures else 0.0 for i in range(len(ids))]
-        reports = self.reports(ids, base_logprobs, scores.reference) if self.reporting else {}
-        traces = {}
-        for row, (before, after) in self._tops(scores).items():
-            logprob, base, kl, entropy, base_entropy = numbers[row]
-            values = tuple((name, known.get(ids[row])) for name, known in scores.values.get(row, {}).items())
-            plan = self.rows[row].plan
-            source: Source = "steered" if self._searched or (plan.steered and plan.gate is None) else "base"
-            traces[row] = TokenTrace(ids[row], source, base, logprob, entropy, base_entropy, kl, values, before, after)
-        kept = {row: measure for row, measure in measures.items() if row in self._tallied}
-        return [Drawn(token, reports.get(i), kept.get(i), traces.get(i), errors.get(i)) for i, token in enumerate(ids)]
+    def finish(self, listed: Shortlist, reference: Tensor) -> SteerOut:
+        """One draw per row among its candidates alone."""
+        base = base_at(reference, listed.ids, backend=self._backend)
+        out = finish_candidates(
+            listed.scores + listed.gain,
+            base.logprobs,
+            listed.valid,
+            listed.ids,
+            self.params,
+            self._keys(),
+            base_best=base.best,
+            backend=self._backend,
+        )
+        return SteerOut(**out._asdict(), base_entropy=base.entropy.cpu(), base_top1=base.top1.cpu())
 
-    def unsteered_measures(self, logits: Tensor, token: Tensor) -> dict[int, Measure]:
-        """Measures of the rows whose program asks for them, where all tokens come from the base's own distribution."""
-        index = torch.tensor(self.measuring, device=self._device)
-        logprobs, entropies = (each.tolist() for each in base_statistics(logits[index], token[index]))
-        pairs = zip(logprobs, entropies, strict=True)
-        found = [Measure(logprob, logprob, 0.0, False, entropy) for logprob, entropy in pairs]
-        return dict(zip(self.measuring, found, strict=True))
+    def drawn(
+        self,
+        out: SteerOut,
+        reference: Tensor,
+        scores: Scores | None = None,
+        guilty: Callable[[int], GuideError | None] = lambda row: None,
+    ) -> list[Drawn]:
+        """What was drawn, with what the requests want to know; `guilty` tells who left a row without a number."""
+        ids: list[int] = out.token.tolist()
+        measures: dict[int, Measure] = {}
+        if self._measured is not None:
+            columns = (out.logprob, out.base_logprob, out.kl, out.changed, out.base_entropy)
+            told = list(zip(*(column.tolist() for column in columns), strict=True))
+            for row in self._tallied:
+                _, base_logprob, *_, entropy = told[row]
+                unsteered = Measure(base_logprob, base_logprob, 0.0, False, entropy)
+                measures[row] = Measure(*told[row]) if self._shaped else unsteered
+        reports: dict[int, TokenLogprob] = {}
+        if self.reporting:
+            reports = self.reports(ids, out.base_logprob.tolist(), reference)
+        errors = dict(scores.failed) if scores is not None else {}
+        if self._shaped:
+            broken: list[bool] = out.nan.tolist()
+            for row in (row for row, token in enumerate(ids) if token < 0 or broken[row]):
+                whose = guilty(row)
+                if whose is not None:
+                    errors.setdefault(row, whose)
+        traces = {} if scores is None else self._traces(ids, out, scores, measures)
+        return [
+            Drawn(token, reports.get(i), measures.get(i), traces.get(i), errors.get(i)) for i, token in enumerate(ids)
+        ]
 
     def reports(self, ids: list[int], base_logprobs: list[float], reference: Tensor) -> dict[int, TokenLogprob]:
         """Log-probabilities under the base, for the rows whose request wants them."""
-        values, best = top_logprobs(reference[self.reporting], self.top)
+        values, best = top_logprobs(reference[self.reporting], self._top)
         reports = {}
         for row, top, top_ids in zip(self.reporting, values.tolist(), best.tolist(), strict=True):
             wanted = self.rows[row].plan.sampling.logprobs
@@ -260,17 +334,39 @@ class _Batch:
             reports[row] = TokenLogprob(ids[row], base_logprobs[row], alternatives)
         return reports
 
-    def _tops(self, scores: Scores) -> dict[int, tuple[Top, Top]]:
-        """Most likely tokens before and after steering, for the traced rows."""
+    def _keys(self) -> Keys:
+        return _keys(np.array([*self._origin, [len(row.tokens) for row in self.rows]]), self._device)
+
+    def _traces(
+        self, ids: list[int], out: SteerOut, scores: Scores, measures: Mapping[int, Measure]
+    ) -> dict[int, TokenTrace]:
+        """What is told of the traced rows, with the most likely tokens before and after steering."""
         if not self._traced:
             return {}
-        both: list[list[Top]] = []
+        tops: list[list[Top]] = []
         for logits in (scores.reference, scores.steered):
             values, best = top_logprobs(logits[self._traced], min(TRACE_TOP, logits.shape[1]))
-            both.append(
-                [tuple(zip(ids, top, strict=True)) for ids, top in zip(best.tolist(), values.tolist(), strict=True)]
+            tops.append(
+                [tuple(zip(row, top, strict=True)) for row, top in zip(best.tolist(), values.tolist(), strict=True)]
             )
-        return {row: (before, after) for row, before, after in zip(self._traced, *both, strict=True)}
+        entropies, traces = out.entropy.tolist(), {}
+        for row, before, after in zip(self._traced, *tops, strict=True):
+            seen, plan = measures[row], self.rows[row].plan
+            given = tuple((name, known.get(ids[row])) for name, known in scores.values.get(row, {}).items())
+            source: Source = "steered" if self._searched or (plan.steered and plan.gate is None) else "base"
+            traces[row] = TokenTrace(
+                ids[row],
+                source,
+                seen.base_logprob,
+                seen.logprob,
+                entropies[row],
+                seen.base_entropy,
+                seen.kl,
+                given,
+                before,
+                after,
+            )
+        return traces
 
     def edits(self, vocab_size: int) -> Edits | None:
         """Edits of this step: penalties over each row's tokens so far, biases, and bans on an early end."""
@@ -284,17 +380,17 @@ class _Batch:
         generated = torch.arange(tokens.shape[1]) >= prompts[:, None]  # (B, L)
         over = torch.tensor([row.generated for row in self.rows]) >= self._min_tokens
         bias_ids = self._bias_ids.masked_fill(self._ban & over[:, None], -1)
-        device = self._device
-        return history_edits(
-            torch.from_numpy(tokens).to(device),
-            generated.to(device),
+        edits = history_edits(
+            torch.from_numpy(tokens),
+            generated,
             self._repetition,
             self._presence,
             self._frequency,
-            bias_ids.to(device),
-            self._bias.to(device),
+            bias_ids,
+            self._bias,
             vocab_size,
         )
+        return edits.to(self._device)
 
 
 _NOTHING: "array[int]" = array("q")
@@ -311,13 +407,18 @@ def _best(ids: list[int], scores: list[float], fine: list[bool], count: int, lim
     return dict(list(known.items())[: min(count, limit or count)])
 
 
-def _row_params(plans: list[SteerPlan], device: torch.device) -> RowParams:
+def _keys(columns: IntArray, device: torch.device) -> Keys:
+    """Seeds, streams and positions (3, B) int64 as the keys of a batch."""
+    return Keys(*place([columns], device)[0])
+
+
+def _row_params(plans: list[SteerPlan]) -> RowParams:
     """The sampling parameters of rows; a plan's own limit is a top-k of the steered distribution."""
     wanted = [plan.sampling for plan in plans]
     limits = [min(filter(None, (plan.limit, plan.sampling.top_k)), default=0) for plan in plans]
     return RowParams(
-        temperature=torch.tensor([sampling.temperature for sampling in wanted], device=device),
-        top_k=torch.tensor(limits, device=device),
-        top_p=torch.tensor([sampling.top_p for sampling in wanted], device=device),
-        min_p=torch.tensor([sampling.min_p for sampling in wanted], device=device),
+        temperature=torch.tensor([sampling.temperature for sampling in wanted]),
+        top_k=torch.tensor(limits),
+        top_p=torch.tensor([sampling.top_p for sampling in wanted]),
+        min_p=torch.tensor([sampling.min_p for sampling in wanted]),
     )

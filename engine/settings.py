@@ -8,6 +8,9 @@ from trimtab.engine.dtype import DType
 from trimtab.engine.guides.config import GuideConfigs, default_guides
 from trimtab.engine.guides.folders import DEMO
 
+CPU_POOL = 32_768
+"""tokens of a page pool on a CPU"""
+
 
 class EngineSettings(BaseModel):
     """Settings of the base model, its page pool and its guides."""
@@ -26,7 +29,14 @@ class EngineSettings(BaseModel):
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; absent: all cores")
     context_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; absent: the model's")
     page_size: int = Field(16, ge=1, description="tokens per page of keys and values")
-    pool_tokens: int = Field(32_768, ge=32, description="tokens whose keys and values the page pool holds")
+    pool_tokens: int | None = Field(
+        None,
+        ge=32,
+        description="tokens whose keys and values the page pool holds; absent: as many as fit the GPU, 32,768 on a CPU",
+    )
+    memory_fraction: float = Field(0.9, gt=0.0, le=1.0, description="share of the GPU's free memory to plan with")
+    graphs: bool = Field(True, description="replay decode steps as CUDA graphs; without effect on a CPU")
+    compile: bool = Field(False, description="compile the sampler on a CPU; needs a C++ compiler")
     max_rows: int = Field(64, ge=1, description="sequences that decode at the same time, over all requests")
     max_waiting: int = Field(512, ge=1, description="requests that may wait for rows and pages")
     prefill_tokens: int = Field(512, ge=1, description="prompt tokens computed between two decode steps")

@@ -71,6 +71,7 @@ class Values:
     def _add_listed(self, scores: Scores, entries: _Entries, found: Shortlist, outputs: Outputs, score: Scorer) -> None:
         guide, places = entries.guide, [self._sets.place[row] for row in entries.rows]
         ids, valid = found.ids[places], found.valid[places]  # (R, K)
+        order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         if isinstance(guide, HeadGuide):
             values = guide.head.at(self._hidden(entries, outputs), ids)
         else:
@@ -87,7 +88,7 @@ class Values:
             values[:, : some.shape[1]] = some
         self._check(scores, entries, values.masked_fill(~valid, 0.0))
         gain = (entries.weights * transform_values(values, valid, entries.transform)).masked_fill(~valid, 0.0)
-        scores.steered.index_put_((entries.index[:, None], ids), gain, accumulate=True)
+        found.gain[torch.tensor(places, device=ids.device)[:, None], order] += gain
         self._record(scores, entries, ids, values, valid)
 
     def _add_whole(self, scores: Scores, entries: _Entries, found: Shortlist, outputs: Outputs) -> None:

@@ -5,7 +5,7 @@ of decoder layers (representation engineering, arXiv 2310.01405, in the conventi
 of the model is switched: each step says which row is what, and a step of plain rows computes nothing more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,11 +20,17 @@ from trimtab.engine.fused_attention import FusedAttention
 from trimtab.engine.lm_head import TappedHead
 from trimtab.engine.packing import SIBLINGS, PackedLinear, PackedMatmul, Plain
 from trimtab.engine.plan import PLAIN, Variant
+from trimtab.kernels.backend import Backend, use_triton
+from trimtab.kernels.row_adapters import AdapterRows, AdapterStacks, add_row_adapters
+from trimtab.kernels.row_vectors import add_row_vectors
 
 if TYPE_CHECKING:
     from trimtab.engine.guides.adapters import LowRank
 
 Vectors = tuple[tuple[str, float], ...]
+
+MIN_SLOTS = 4
+"""combinations of vectors that the first buffers hold; more in one batch make buffers anew, twice as long"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,82 +69,89 @@ def find_linears(model: nn.Module) -> dict[str, Place]:
     return places
 
 
-class _Active(NamedTuple):
-    """What one product adds in this step."""
-
-    down: Tensor  # (R, in)
-    up: Tensor  # (R, out)
-    others: Tensor | None  # (rows of the block, 1, R) bool, entries of adapters that are not the row's
-    block: slice
-    """the rows from the first to the last that has an adapter here"""
-    rows: int
-
-
 class LowRankTerm:
-    """The adapters of one product, one after another in two stacks; adds what the rows of this step select."""
+    """The adapters of one product, and what the rows of the current forward add to it."""
 
-    def __init__(self, inner: int, outer: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.down = torch.empty(0, inner, dtype=dtype, device=device)  # (R, in)
-        self.up = torch.empty(0, outer, dtype=dtype, device=device)  # (R, out)
-        self.owners: tuple[int, ...] = ()  # (R,) the adapter's number
-        self.spans: dict[int, tuple[int, int]] = {}
-        self.active: _Active | None = None
-
-    def add(self, number: int, down: Tensor, up: Tensor) -> None:
-        """Put an adapter behind the others; `down` (r, in), `up` (r, out) over all outputs of the product."""
-        self.spans[number] = (len(self.owners), len(self.owners) + len(down))
-        self.owners += (number,) * len(down)
-        self.down = torch.cat((self.down, down.to(self.down)))
-        self.up = torch.cat((self.up, up.to(self.up)))
-
-    def choose(self, rows: Tensor, known: dict[tuple[int, ...], tuple[slice, Tensor | None]]) -> None:
-        """Prepare for rows of these adapters, (B,) numbers; products of one layout share block and mask in `known`."""
-        spans = [self.spans[number] for number in set(rows.tolist()) if number in self.spans]
-        if not spans:
-            self.active = None
-            return
-        start, stop = min(spans)[0], max(spans)[1]
-        owners = self.owners[start:stop]
-        if owners not in known:
-            mine = torch.isin(rows, torch.tensor(owners)).nonzero()[:, 0]
-            block = slice(int(mine[0]), int(mine[-1]) + 1)
-            others = rows[block, None, None] != torch.tensor(owners)  # (rows of the block, 1, R)
-            known[owners] = block, others.to(self.down.device) if others.any() else None
-        block, mask = known[owners]
-        self.active = _Active(self.down[start:stop], self.up[start:stop], mask, block, len(rows))
+    def __init__(self, stacks: AdapterStacks, backend: Backend) -> None:
+        self.stacks = stacks
+        self.rows: AdapterRows | None = None  # None: no row has an adapter here
+        self._backend = backend
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """`y` (..., out), the product with `x` (..., in), with the terms added, in the dtype of the stacks.
+        """`y` (..., out), the product with `x` (..., in), with the terms added; see `add_row_adapters`."""
+        return y if self.rows is None else add_row_adapters(y, x, self.stacks, self.rows, self._backend)
 
-        Rows without an adapter get an exact zero, or are not touched at all. `y` may be written to.
-        """
-        if self.active is None:
-            return y
-        down, up, others, block, rows = self.active
-        wide = y.to(up.dtype)
-        # Some modules flatten rows and tokens into one axis; the LM head may read rows again, behind the batch's own.
-        spread = x.shape[0] // rows if x.dim() == 2 and x.shape[0] % rows == 0 else 1
-        block = slice(block.start * spread, block.stop * spread)
-        low = functional.linear(x[block].to(down.dtype), down)  # (..., R)
-        if others is not None:
-            count = min(len(low) // spread, len(others))
-            low[: count * spread].view(count, -1, len(down)).masked_fill_(others[:count], 0)
-        target = wide[block]
-        target.view(-1, up.shape[1]).addmm_(low.view(-1, len(down)), up)
-        return wide
+
+class Signature(NamedTuple):
+    """Which launches the rows of a forward add to a plain one, and over which buffers; (0, 0) for plain rows.
+
+    A CUDA graph that was captured under a signature fits every later forward of as many rows and the same signature,
+    whatever its rows are. A number that has been replaced by a higher one never comes back.
+    """
+
+    adapters: int = 0
+    vectors: int = 0
+
+
+class _Slots:
+    """Sums of control vectors on the device, where kernels find them by row; each combination in use has a slot."""
+
+    def __init__(self, layers: Sequence[int], count: int, model: PreTrainedModel) -> None:
+        size = model.config.get_text_config().hidden_size
+        self.layers = layers
+        self.sums = torch.zeros(len(layers), count, size, dtype=model.dtype, device=model.device)
+        self.taken: dict[Vectors, int] = {}
+
+    def write(self, sums: Mapping[Vectors, Tensor], used: Collection[Vectors]) -> None:
+        """Put sums (layers, D) of new combinations into slots that none of those in use has."""
+        free = list(set(range(self.sums.shape[1])).difference(self.taken.values()))
+        idle = [vectors for vectors in self.taken if vectors not in used]  # those written first come first
+        for vectors, total in sums.items():
+            slot = free.pop() if free else self.taken.pop(idle.pop(0))
+            self.sums[:, slot] = total
+            self.taken[vectors] = slot
 
 
 class RowTerms:
-    """The adapters and control vectors of one model, and which row of the current forward has which."""
+    """The adapters and control vectors of one model, and which row of the current forward has which.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Where the rows' terms run on Triton, `begin` writes what the rows are into buffers that stay where they are, and the
+    kernels read them there. So a forward can be captured once in a CUDA graph and replayed for other rows:
+
+        terms.reserve(most)                       # once; a longer batch would make buffers anew
+        terms.begin([*variants, *[PLAIN] * pad])  # as many rows as the graph has, before each capture and each replay
+        graph = graphs.get((bucket, terms.signature))
+
+    `begin` copies from pinned memory on the current stream and never waits; capture and replay on a stream that follows
+    it. Without Triton, `signature` is None for all but plain rows: nothing is to be captured.
+    """
+
+    def __init__(self, model: PreTrainedModel, backend: Backend = "auto") -> None:
         self._model = model
+        self._backend: Backend = backend
         self._rows: tuple[Variant, ...] = ()
         self._adapters: dict[str | None, int] = {None: -1}
         self._terms: dict[int, tuple[PackedMatmul | Plain, LowRankTerm]] = {}  # by id of the host
         self._vectors: dict[str, Mapping[int, Tensor]] = {}
         self._hooked: set[int] = set()
-        self._added: dict[int, Tensor] = {}  # layer: (B, 1, D)
+        self._added: dict[int, tuple[Tensor, Tensor | None]] = {}  # layer: sums and index of `add_row_vectors`
+        self._index = torch.empty(2, 0, dtype=torch.int32, device=model.device)  # (2, C) adapters, slots of vectors
+        self._buffered = use_triton(self._index, backend)
+        self._slots: _Slots | None = None
+        self._newest = Signature(1, 1)
+        self._current = Signature()
+
+    @property
+    def signature(self) -> Signature | None:
+        """What a captured graph of the current rows depends on; None if they cannot be captured."""
+        return self._current if self._buffered or not any(self._current) else None
+
+    def reserve(self, rows: int) -> None:
+        """Make room for forwards of so many rows, counting those that the LM head reads again."""
+        if self._buffered and rows > self._index.shape[1]:
+            self._clear()
+            self._index = self._index.new_full((2, rows), -1)
+            self._newest = Signature(self._newest.adapters + 1, self._newest.vectors + 1)
 
     def begin(self, variants: Sequence[Variant]) -> None:
         """Say what the rows of the next forward are, one variant each.
@@ -150,18 +163,25 @@ class RowTerms:
             rows = ()
         if rows == self._rows:
             return
-        numbers = torch.tensor([self._adapters[row.adapter] for row in rows], dtype=torch.long)
-        self._added = self._sum_vectors([row.vectors for row in rows])
-        known: dict[tuple[int, ...], tuple[slice, Tensor | None]] = {}
-        for host, term in self._terms.values():
-            term.choose(numbers, known)
-            if isinstance(host, PackedMatmul):
-                host.term = term if term.active else None
+        if not rows:
+            self._clear()
+            return
+        adapters = [self._adapters[row.adapter] for row in rows]
+        vectors = [row.vectors for row in rows]
+        if self._buffered:
+            self._fill(adapters, vectors)
+        else:
+            self._added = self._gather(vectors)
+            self._choose(adapters, torch.tensor(adapters, dtype=torch.int32))
+        self._current = Signature(
+            self._newest.adapters if max(adapters) >= 0 else 0, self._newest.vectors if self._added else 0
+        )
         self._rows = rows
 
     def add_adapter(self, name: str, adapter: "LowRank") -> None:
         """Take a low-rank adapter of this model in; rows with the variant `name` run through it."""
-        number = self._adapters[name] = len(self._adapters)
+        self._clear()
+        number = self._adapters[name] = len(self._adapters) - 1  # from 0: None is there from the start
         places = find_linears(self._model)
         hosts: dict[int, list[str]] = {}
         for path in adapter.factors:
@@ -173,43 +193,91 @@ class RowTerms:
                 before, after = sum(place.sizes[: place.index]), sum(place.sizes[place.index + 1 :])
                 downs.append(down)
                 ups.append(functional.pad(up.t(), (before, after)))
-            self._term(places[paths[0]]).add(number, torch.cat(downs), torch.cat(ups))
+            self._stacks(places[paths[0]]).add(number, torch.cat(downs), torch.cat(ups))
+        self._newest = self._newest._replace(adapters=self._newest.adapters + 1)
 
     def add_vector(self, name: str, directions: Mapping[int, Tensor]) -> None:
         """Take a control vector in: directions (D,) by decoder layer, counted from 0."""
+        self._clear()
         layers = decoder_layers(self._model)
         self._vectors[name] = {layer: each.float().to(self._model.device) for layer, each in directions.items()}
         for layer in directions.keys() - self._hooked:
             layers[layer].register_forward_hook(self._layer_hook(layer))
             self._hooked.add(layer)
+        self._slots = None
 
-    def _term(self, place: Place) -> LowRankTerm:
+    def _stacks(self, place: Place) -> AdapterStacks:
         host = place.host
         if id(host) not in self._terms:
             outer, inner = sum(place.sizes), place.shape[1]
             if isinstance(host, PackedMatmul):
-                term = LowRankTerm(inner, outer, host.dtype, torch.device("cpu"))
+                term = LowRankTerm(AdapterStacks(inner, outer, host.dtype, "cpu"), self._backend)
             else:
-                term = LowRankTerm(inner, outer, host.weight.dtype, host.weight.device)
+                weight = host.weight
+                term = LowRankTerm(AdapterStacks(inner, outer, weight.dtype, weight.device), self._backend)
                 host.register_forward_hook(lambda module, args, output: term(args[0], output))
             self._terms[id(host)] = host, term
-        return self._terms[id(host)][1]
+        return self._terms[id(host)][1].stacks
 
-    def _sum_vectors(self, rows: list[Vectors]) -> dict[int, Tensor]:
-        """What each layer adds to the rows, (B, 1, D); a row's sum does not depend on its neighbours."""
+    def _clear(self) -> None:
+        """Back to plain rows."""
+        self._rows, self._added, self._current = (), {}, Signature()
+        self._choose([], self._index[0])
+
+    def _choose(self, numbers: Sequence[int], index: Tensor) -> None:
+        """Tell every product which adapters the rows have; `index` as in `AdapterRows`."""
+        rows = AdapterRows(numbers, index) if max(numbers, default=-1) >= 0 else None
+        for host, term in self._terms.values():
+            here = rows is not None and (self._buffered or rows.select(term.stacks) is not None)
+            term.rows = rows if here else None
+            if isinstance(host, PackedMatmul):
+                host.term = term if here else None
+
+    def _gather(self, rows: list[Vectors]) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """What each layer adds to the rows, (B, D); a row's sum does not depend on its neighbours."""
         distinct = list(dict.fromkeys(rows))
         layers = sorted({layer for vectors in distinct for name, _ in vectors for layer in self._vectors[name]})
         if not layers:
             return {}
-        size = self._model.config.get_text_config().hidden_size
-        sums = torch.zeros(len(layers), len(distinct), size, device=self._model.device)
-        for column, vectors in enumerate(distinct):
-            for name, coefficient in vectors:
-                for layer, direction in self._vectors[name].items():
-                    sums[layers.index(layer), column].add_(direction, alpha=coefficient)
+        sums = torch.stack([self._sum(vectors, layers) for vectors in distinct], dim=1)  # (layers, distinct, D)
         index = torch.tensor([distinct.index(vectors) for vectors in rows], device=sums.device)
-        added = sums.to(self._model.dtype).index_select(1, index).unsqueeze(2)  # (layers, B, 1, D)
-        return dict(zip(layers, added, strict=True))
+        added = sums.to(self._model.dtype).index_select(1, index)  # (layers, B, D)
+        return {layer: (each, None) for layer, each in zip(layers, added, strict=True)}
+
+    def _fill(self, adapters: list[int], rows: list[Vectors]) -> None:
+        """Write what the rows are into the buffers; what lies behind the rows has nothing."""
+        if len(rows) > self._index.shape[1]:
+            self.reserve(1 << (len(rows) - 1).bit_length())
+        slots = self._place(dict.fromkeys(vectors for vectors in rows if vectors))
+        host = torch.full(self._index.shape, -1, dtype=torch.int32, pin_memory=self._index.is_cuda)
+        host[:, : len(rows)] = torch.tensor([adapters, [slots.get(vectors, -1) for vectors in rows]], dtype=torch.int32)
+        self._index.copy_(host, non_blocking=True)
+        self._choose(adapters, self._index[0])
+        self._added = {}
+        if slots and self._slots is not None:
+            layers = zip(self._slots.layers, self._slots.sums, strict=True)
+            self._added = {layer: (sums, self._index[1]) for layer, sums in layers}
+
+    def _place(self, used: Collection[Vectors]) -> Mapping[Vectors, int]:
+        """The slots of these combinations of vectors."""
+        if not used:
+            return {}
+        if self._slots is None or len(used) > self._slots.sums.shape[1]:
+            count = max(MIN_SLOTS, 1 << (len(used) - 1).bit_length())
+            self._slots = _Slots(sorted(self._hooked), count, self._model)
+            self._newest = self._newest._replace(vectors=self._newest.vectors + 1)
+        slots = self._slots
+        slots.write({each: self._sum(each, slots.layers) for each in used if each not in slots.taken}, used)
+        return slots.taken
+
+    def _sum(self, vectors: Vectors, layers: Sequence[int]) -> Tensor:
+        """What a combination of vectors adds to these layers, the only ones it changes: (layers, D) float32."""
+        size = self._model.config.get_text_config().hidden_size
+        total = torch.zeros(len(layers), size, device=self._model.device)
+        for name, coefficient in vectors:
+            for layer, direction in self._vectors[name].items():
+                total[layers.index(layer)].add_(direction, alpha=coefficient)
+        return total
 
     def _layer_hook(self, layer: int) -> Any:
         def add(module: nn.Module, args: Any, output: Any) -> Any:
@@ -217,8 +285,8 @@ class RowTerms:
             if added is None:
                 return output
             if isinstance(output, tuple):
-                return output[0] + added[: len(output[0])], *output[1:]
-            return output + added[: len(output)]
+                return add_row_vectors(output[0], *added, self._backend), *output[1:]
+            return add_row_vectors(output, *added, self._backend)
 
         return add
 

@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trimtab.engine.errors import TrimtabError
 from trimtab.server.serve import bind
 from trimtab.server.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from trimtab.llm import LLM
 
 PACKAGES = ("torch", "transformers", "fastapi", "uvicorn", "pydantic")
 
@@ -32,7 +38,7 @@ class Check:
 def examine(settings: Settings) -> Iterator[Check]:
     """Every check, cheap ones first; loads the model and unloads it again."""
     yield _versions()
-    yield _processor()
+    yield from _processor(settings)
     yield _port(settings)
     yield from _model(settings)
 
@@ -48,11 +54,52 @@ def _versions() -> Check:
     return Check("versions", not missing, ", ".join(found), fix)
 
 
-def _processor() -> Check:
+def _processor(settings: Settings) -> Iterator[Check]:
+    from trimtab.engine.device import find_device
+
+    try:
+        device = find_device(settings.engine.device)
+    except TrimtabError as error:
+        yield Check("processor", False, str(error))
+        return
+    if device.type == "cpu":
+        yield _cpu()
+        yield Check("kernels", True, "plain torch, as always on a CPU")
+    else:
+        yield _gpu(device)
+        yield _kernels(device)
+
+
+def _gpu(device: "torch.device") -> Check:
     import torch
 
-    if torch.cuda.is_available():
-        return Check("processor", True, torch.cuda.get_device_name())
+    free, total = torch.cuda.mem_get_info(device)
+    name = torch.cuda.get_device_name(device)
+    return Check("processor", True, f"{name}, {free / 2**30:.1f} GiB of {total / 2**30:.1f} GiB free")
+
+
+def _kernels(device: "torch.device") -> Check:
+    """Whether a Triton kernel compiles, runs and agrees with torch."""
+    import torch
+
+    from trimtab.kernels.row_vectors import add_row_vectors
+
+    try:
+        found = f"triton {version('triton')}"
+        hidden, sums = torch.ones(2, 1, 64, device=device), torch.arange(128.0, device=device).view(2, 64)
+        index = torch.tensor([1, -1], dtype=torch.int32, device=device)
+        expected = add_row_vectors(hidden.clone(), sums, index, backend="torch")
+        agrees = torch.equal(add_row_vectors(hidden.clone(), sums, index, backend="triton"), expected)
+    except Exception as error:  # a missing compiler, an old driver: whatever it is, it is what the reader needs
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return Check("kernels", False, f"no Triton kernel runs: {reason}", "install triton and a C compiler (gcc)")
+    finding = "a kernel runs" if agrees else "a kernel gives wrong numbers"
+    return Check("kernels", agrees, f"{found}, {finding}", "" if agrees else "install the triton that torch asks for")
+
+
+def _cpu() -> Check:
+    import torch
+
     flags = _cpu_flags()
     fast = sorted(flags & {"avx512_bf16", "amx_bf16", "avx512f", "avx2", "asimd", "bf16"})
     bf16 = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
@@ -92,9 +139,20 @@ def _model(settings: Settings) -> Iterator[Check]:
         return
     try:
         yield Check("model", True, f"{name} loads; context of {llm.context_length} tokens")
+        yield _memory(llm)
         chat = bool(llm.vocabulary.tokenizer.chat_template)
         fix = "" if chat else "use /v1/completions, or serve a chat model"
         yield Check("chat template", chat, "present" if chat else "the tokenizer has none", fix)
         yield from guide_checks(llm)
     finally:
         llm.close()
+
+
+def _memory(llm: "LLM") -> Check:
+    """What the page pools take, and on a GPU how they were planned."""
+    stores = [model.runner.store for model in llm.models.values()]
+    tokens = stores[0].pool.total * stores[0].pool.page_size
+    size = sum(store.nbytes for store in stores)
+    planned = "" if llm.memory is None else f"; {llm.memory.line}"
+    models = "" if len(stores) == 1 else f" in the pools of {len(stores)} models"
+    return Check("memory", True, f"{tokens:,} tokens of context take {size / 2**30:.2f} GiB{models}{planned}")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from pydantic import BaseModel
@@ -52,8 +53,8 @@ from trimtab.engine.rewards.causal import CausalReward
 from trimtab.engine.rewards.classifier import ClassifierReward, label_signs, labels_of
 from trimtab.engine.rewards.contract import Contract, ModelReward, examine
 from trimtab.engine.rewards.program import Program, ProgramReward
-from trimtab.engine.runner import ModelRunner
-from trimtab.engine.settings import EngineSettings
+from trimtab.engine.runner import READ_ROWS, ModelRunner
+from trimtab.engine.settings import CPU_POOL, EngineSettings
 from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Vocabulary
 
@@ -98,6 +99,30 @@ def build_guides(
     return Guides(guides, rewards, cards, contracts)
 
 
+def brings_model(config: GuideConfig) -> TypeGuard[LanguageConfig | RewardModelConfig | ValueConfig]:
+    """Whether a guide runs a model of its own, beside the base."""
+    if not isinstance(config, LanguageConfig | RewardModelConfig | ValueConfig):
+        return False
+    path = locate(config.model)
+    return not (path / ADAPTER).is_file() and not (isinstance(config, ValueConfig) and _is_head(path))
+
+
+def page_pool(settings: EngineSettings, tokens: int | None) -> PagePool:
+    """A pool that holds `tokens`, or as many as the settings say."""
+    pages = -(-(tokens or settings.pool_tokens or CPU_POOL) // settings.page_size)
+    return PagePool(pages + 1, settings.page_size, share=settings.prefix_cache)
+
+
+def model_runner(decoder: PreTrainedModel, pool: PagePool, settings: EngineSettings) -> ModelRunner:
+    """The runner of a model as the settings want it."""
+    rows = max(settings.max_rows, READ_ROWS) if settings.graphs else 0
+    return ModelRunner(decoder, pool, packed=settings.packed, graph_rows=rows)
+
+
+def _is_head(path: Path) -> bool:
+    return path.suffix == ".safetensors" or (path / VALUE_HEAD).is_file()
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class _Builder:
     base: Model
@@ -122,10 +147,9 @@ class _Builder:
         match config:
             case LanguageConfig():
                 return self._adapted_language(name, config, path) if adapted else self._language(name, config), None
-            case ValueConfig() if (path / VALUE_HEAD).is_file():
-                return self._head(name, config, path / VALUE_HEAD), None
-            case ValueConfig() if path.suffix == ".safetensors":
-                return self._head(name, config, path), None
+            case ValueConfig() if _is_head(path):
+                within = path / VALUE_HEAD
+                return self._head(name, config, within if within.is_file() else path), None
             case RewardModelConfig() | ValueConfig():
                 return self._adapted_scorer(name, config, path) if adapted else self._scorer(name, config)
             case VectorConfig():
@@ -240,14 +264,12 @@ class _Builder:
         self, name: str, loaded: LoadedModel, decoder: PreTrainedModel, context: int, pool_tokens: int | None
     ) -> Model:
         """`decoder` behind its own page pool."""
-        settings = self.settings
-        pages = -(-(pool_tokens or settings.pool_tokens) // settings.page_size)
-        pool = PagePool(pages + 1, settings.page_size, share=settings.prefix_cache)
+        pool = page_pool(self.settings, pool_tokens)
         return Model(
             name=name,
-            runner=ModelRunner(decoder, pool, packed=settings.packed),
+            runner=model_runner(decoder, pool, self.settings),
             vocabulary=Vocabulary(loaded.tokenizer, loaded.embedding_rows),
-            context_length=min(context, pages * settings.page_size),
+            context_length=min(context, pool.total * pool.page_size),
             eos_ids=loaded.eos_ids,
             salt=loaded.fingerprint.encode(),
         )

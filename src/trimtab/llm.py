@@ -19,22 +19,22 @@ from trimtab.decoders.registry import strategies
 from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import Draft
+from trimtab.engine.device import check_dtype, find_device
 from trimtab.engine.engine import Engine
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide
-from trimtab.engine.guides.build import build_guides
+from trimtab.engine.guides.build import build_guides, model_runner, page_pool
 from trimtab.engine.guides.card import Card
 from trimtab.engine.guides.prompts import guide_prompt
 from trimtab.engine.job import Opener, Opening, Request
 from trimtab.engine.loading import load_causal_lm
+from trimtab.engine.memory import MemoryPlan, memory_errors, plan_device
 from trimtab.engine.model import Model
-from trimtab.engine.pages import PagePool
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
 from trimtab.engine.rating import Rating
 from trimtab.engine.results import Deliver, EngineStats, Event, Failure, Result
 from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.rewards.contract import Contract
-from trimtab.engine.runner import ModelRunner
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
 from trimtab.engine.sources import short_name
@@ -106,6 +106,8 @@ class LLM:
         self.settings = settings if model is None else settings.with_model(model)
         self.model_name = short_name(self.settings.model)
         self.stats = EngineStats()
+        self.memory: MemoryPlan | None = None
+        """of the GPU; filled before anything is loaded there"""
         self._worker = Worker(self._build, max_waiting=settings.max_waiting)
 
     def _build(self) -> Engine:
@@ -114,17 +116,24 @@ class LLM:
         strategies()  # a strategy that cannot be imported shows now, not at the first request
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = find_device(settings.device)
+        self.memory = plan_device(settings, device) if device.type == "cuda" else None
+        if self.memory is not None:
+            settings = settings.model_copy(update={"pool_tokens": self.memory.tokens})
+        with memory_errors(device, self.memory):
+            self._load(settings, device)
+        return Engine(self.models, self.guides, self.rewards, settings, self.stats)
+
+    def _load(self, settings: EngineSettings, device: torch.device) -> None:
+        """Load the base and its guides, with page pools of as many tokens as `settings` say."""
         loaded = load_causal_lm(
             settings.model, dtype=settings.dtype, device=device, trust_remote_code=settings.trust_remote_code
         )
+        check_dtype(loaded.dtype, device)
         if settings.chat_template is not None:
             loaded.tokenizer.chat_template = read_template(settings.chat_template)
-        pages = -(-settings.pool_tokens // settings.page_size) + 1
-        pool = PagePool(pages, settings.page_size, share=settings.prefix_cache)
-        runner = ModelRunner(loaded.model, pool, packed=settings.packed)
+        pool = page_pool(settings, settings.pool_tokens)
+        runner = model_runner(loaded.model, pool, settings)
         self.vocabulary = Vocabulary(loaded.tokenizer, runner.vocab_size)
         self.context_length = min(
             settings.context_length or loaded.context_length, loaded.context_length, pool.total * pool.page_size
@@ -146,7 +155,6 @@ class LLM:
             for name, guide in self.guides.items()
             if isinstance(guide, LanguageGuide | ScorerGuide) and guide.model is not self._base
         }
-        return Engine(self.models, self.guides, self.rewards, settings, self.stats)
 
     @property
     def failed(self) -> Exception | None:

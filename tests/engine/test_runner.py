@@ -11,7 +11,6 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.fused_attention import FusedAttention
-from trimtab.engine.kv import KVShape, KVStore
 from trimtab.engine.lm_head import Edit, TappedHead
 from trimtab.engine.pages import PagePool, PageTable
 from trimtab.engine.runner import Chunk, ModelRunner
@@ -133,19 +132,6 @@ def test_prefill_of_a_padded_batch_equals_one_by_one() -> None:
     logits = decode(rows, [1, 2, 3])
     for row, got in zip(rows, logits, strict=True):
         torch.testing.assert_close(got, fresh(plain, row.tokens), rtol=1e-4, atol=1e-4)
-
-
-def test_rows_of_very_unequal_length_are_attended_in_groups() -> None:
-    store = KVStore(PagePool(500, 1), KVShape(1, 4, 2, 8), torch.float32, torch.device("cpu"))
-    tables = []
-    for length in (200, 190, 4, 3, 3):
-        table = PageTable(store.pool)
-        table.reserve(length + 1)
-        table.length = length
-        tables.append(table)
-    groups = store.begin(tables, [1] * 5).groups
-    assert [(g.rows.start, g.rows.stop) for g in groups] == [(0, 2), (2, 5)]
-    assert sum(len(group.pages) for group in groups) == 2 * 201 + 3 * 5
 
 
 @pytest.mark.parametrize(

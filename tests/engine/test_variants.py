@@ -5,17 +5,21 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from device import DEVICE
 from tiny import CONFIGS, VOCAB, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from trimtab.engine import variants
 from trimtab.engine.guides.adapters import LowRank
 from trimtab.engine.packing import pack
 from trimtab.engine.pages import PagePool, PageTable
 from trimtab.engine.plan import PLAIN, Variant
 from trimtab.engine.runner import Chunk, ModelRunner
-from trimtab.engine.variants import LowRankTerm, RowTerms, find_linears
+from trimtab.engine.variants import MIN_SLOTS, RowTerms, Signature, find_linears
+from trimtab.kernels.row_adapters import reference_row_adapters
+from trimtab.kernels.row_vectors import reference_row_vectors
 
 HIDDEN, LAYERS = 48, 3
 LAYER_PATHS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
@@ -163,19 +167,6 @@ def test_rows_that_the_head_reads_again_follow_the_batch() -> None:
     torch.testing.assert_close(got[1:], head(hidden[1:]).expand(2, -1, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_rows_and_tokens_may_share_an_axis() -> None:
-    generator = torch.Generator().manual_seed(0)
-    term = LowRankTerm(6, 5, torch.float32, torch.device("cpu"))
-    for number in (0, 1):
-        term.add(number, torch.randn(2, 6, generator=generator), torch.randn(2, 5, generator=generator))
-    x = torch.randn(3, 4, 6, generator=generator)
-    term.choose(torch.tensor([1, -1, 0]), {})
-    want = term(x, torch.zeros(3, 4, 5))
-    assert torch.equal(term(x.flatten(0, 1), torch.zeros(12, 5)), want.flatten(0, 1))
-    assert want[1].count_nonzero() == 0
-    torch.testing.assert_close(want[0], x[0] @ term.down[2:].t() @ term.up[2:])
-
-
 def test_a_step_of_plain_rows_costs_nothing() -> None:
     model = tiny_model("llama")
     pack(model)
@@ -261,3 +252,136 @@ def test_an_adapter_and_a_vector_meet_in_one_row() -> None:
     terms.add_vector("calm", {1: direction})
     terms.begin([PLAIN, Variant("one", (("calm", 1.0),))])
     assert relative_error(logits(model, ids)[1], want[1]) < 1e-5
+
+
+# buffers that captured launches read
+
+CALM, TERSE = Variant(vectors=(("calm", 1.0),)), Variant(vectors=(("calm", -0.5), ("terse", 2.0)))
+BOTH = Variant("two", (("terse", 1.0),))
+
+
+def buffered(architecture: str = "llama") -> tuple[PreTrainedModel, RowTerms]:
+    """A model with two adapters and two vectors, whose rows' terms run on Triton."""
+    model = tiny_model(architecture).to(DEVICE)
+    terms = RowTerms(model, "triton")
+    terms.reserve(6)
+    load(terms, model, linear_paths(architecture))
+    return model, terms
+
+
+def load(terms: RowTerms, model: PreTrainedModel, only: str) -> None:
+    terms.add_adapter("one", LowRank(random_factors(model, 4, 0, only)))
+    terms.add_adapter("two", LowRank(random_factors(model, 3, 1, only)))
+    for name, layers in (("calm", (0, 2)), ("terse", (1, 2))):
+        terms.add_vector(name, {layer: torch.linspace(-1, 1, HIDDEN) * (layer + 1) for layer in layers})
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_both_backends_give_the_same_rows(architecture: str) -> None:
+    model, terms = buffered(architecture)
+    other = tiny_model(architecture)
+    on_torch = RowTerms(other, "torch")
+    load(on_torch, other, linear_paths(architecture))
+    ids = prompts(6)
+    for rows in ([ONE, PLAIN, CALM, TERSE, BOTH, TWO], [PLAIN, ONE], [CALM, PLAIN, PLAIN], [PLAIN], [BOTH]):
+        terms.begin(rows)
+        on_torch.begin(rows)
+        got = logits(model, ids[: len(rows)].to(DEVICE)).cpu()
+        assert relative_error(got, logits(other, ids[: len(rows)])) < 1e-5
+
+
+def test_recorded_launches_are_right_for_other_rows_of_the_same_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, terms = buffered()
+    recorded = []
+    for name in ("add_row_adapters", "add_row_vectors"):
+        operator = getattr(variants, name)
+        monkeypatch.setattr(
+            variants, name, lambda *args, call=operator: recorded.append((call, args[1:], args[0])) or call(*args)
+        )
+    first = [ONE, CALM, PLAIN, TWO]
+    terms.begin(first)
+    signature = terms.signature
+    logits(model, prompts(4).to(DEVICE))
+    assert len(recorded) == LAYERS + LAYERS  # one projection and one vector for each layer
+    for rows in ([TERSE, PLAIN, BOTH, ONE], [BOTH, CALM], [BOTH, CALM, TERSE, ONE], first):
+        terms.begin(rows)
+        assert terms.signature == signature
+        padded = [*rows, *[PLAIN] * (4 - len(rows))]
+        numbers = torch.tensor([{None: -1, "one": 0, "two": 1}[row.adapter] for row in padded], dtype=torch.int32)
+        moved = torch.zeros(4, dtype=torch.bool)
+        for call, args, written in recorded:
+            target = torch.zeros(written.shape, device=DEVICE)
+            got = call(target.clone(), *args).cpu()
+            if call.__name__ == "add_row_adapters":
+                assert torch.equal(args[2].index[:4].cpu(), numbers)
+                torch.testing.assert_close(
+                    got.double(), reference_row_adapters(target, *args[:3]).cpu(), rtol=1e-5, atol=1e-5
+                )
+            else:
+                torch.testing.assert_close(got.double(), reference_row_vectors(target, *args[:2]).cpu())
+                moved |= got.flatten(1).any(dim=1)
+        assert moved.tolist() == [row in (CALM, TERSE, BOTH) for row in padded]
+
+
+def test_the_signature_changes_with_what_is_launched() -> None:
+    model, terms = buffered()
+
+    def signature(*rows: Variant) -> Signature:
+        terms.begin(rows)
+        assert terms.signature is not None
+        return terms.signature
+
+    assert signature(PLAIN, PLAIN) == (0, 0)
+    adapters, vectors = signature(ONE, PLAIN), signature(PLAIN, CALM)
+    assert adapters.adapters > 0 == adapters.vectors
+    assert vectors.vectors > 0 == vectors.adapters
+    assert signature(PLAIN, TWO, ONE) == adapters
+    assert signature(TERSE) == vectors
+    assert signature(BOTH) == signature(ONE, CALM) == (adapters.adapters, vectors.vectors)
+    terms.add_adapter("three", LowRank(random_factors(model, 2, 2, only="o_proj")))
+    assert terms.signature == (0, 0)
+    more = signature(ONE)
+    assert more.adapters > adapters.adapters
+    assert signature(CALM) == vectors
+    terms.add_vector("warm", {0: torch.ones(HIDDEN)})
+    assert signature(CALM).vectors > vectors.vectors
+    assert signature(ONE) == more
+    longer = signature(*[ONE] * 7)  # more than was reserved
+    assert longer.adapters > more.adapters
+    assert signature(*[PLAIN] * 9) == (0, 0)
+
+
+def test_combinations_of_vectors_come_and_go() -> None:
+    model, terms = buffered()
+    ids, ramp = prompts(1).to(DEVICE), torch.linspace(-1, 1, HIDDEN)
+
+    def scaled(scale: float) -> Variant:
+        return Variant(vectors=(("calm", scale),))
+
+    def check(scale: float, *others: float) -> None:
+        terms.begin([scaled(scale), *map(scaled, others)])
+        got = logits(model, ids.expand(1 + len(others), -1))[:1].cpu()
+        want = hooked(tiny_model("llama"), ids.cpu(), {layer: scale * (layer + 1) * ramp for layer in (0, 2)})
+        assert relative_error(got, want) < 1e-5
+
+    check(1.0, 2.0)
+    first = terms.signature
+    for scale in range(2, 2 * MIN_SLOTS):
+        check(scale, scale + 1)
+    for scale in range(1, 2 * MIN_SLOTS):  # whose slots went to others
+        check(scale)
+    assert terms.signature == first
+    with pytest.raises(KeyError):
+        terms.begin([scaled(100.0), Variant(vectors=(("unknown", 1.0),))])
+    check(1.0)
+    terms.begin([scaled(scale) for scale in range(MIN_SLOTS + 1)])
+    assert terms.signature != first
+
+
+def test_without_triton_only_plain_rows_can_be_captured() -> None:
+    model = tiny_model("llama")
+    terms = RowTerms(model, "torch")
+    load(terms, model, "v_proj")
+    for rows, signature in (([PLAIN], (0, 0)), ([ONE], None), ([PLAIN, CALM], None), ([PLAIN, PLAIN], (0, 0))):
+        terms.begin(rows)
+        assert terms.signature == signature
