@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint fix serve bench docs demo-guides
+.PHONY: help install test lint fix serve bench bench-gpu docs demo-guides
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ serve: install  ## serve the demo model on port 8000 (ARGS="--help" lists the op
 
 bench: install  ## measure decode throughput against transformers' generate
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+bench-gpu: install  ## measure everything that needs a GPU, at most eight minutes
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 docs: install  ## write the tables that are generated from the code
 	$(BIN)/trimtab strategies --markdown > docs/strategies.md
