@@ -212,7 +212,8 @@ class Sampler:
             logits[tuple(torch.tensor(early, device=logits.device).T)] = -torch.inf
         seeds, streams = [plan.seed for plan in plans], [row.stream + VOICE for row in rows]
         keys = _keys(np.array([seeds, streams, [len(row.guide.tokens) for row in rows]]), logits.device)
-        ids: list[int] = steer_sample(logits, _row_params(plans), keys).token.tolist()
+        out = steer_sample(logits, _row_params(plans), keys, backend=self._backend)
+        ids: list[int] = out.token.tolist()
         return ids
 
 

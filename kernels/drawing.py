@@ -58,7 +58,7 @@ def draw(
     if meter is None and not logprobs:
         return SteerOut.of(token, nan)
     logprob = logprob.masked_fill_(~alive, NAN)
-    if meter is not None and meter.everyone:
+    if meter is not None and (meter.everyone or not logprobs):
         base_logprob = meter.base_logprob(token)
     elif z is reference and params.plain:
         base_logprob = logprob
@@ -172,10 +172,11 @@ class _Meter:
         self._note(place, mass.log(), mean(probs, mass, -s.depth[at]), mean(probs, mass, base_depth.double()))
 
     def base_logprob(self, token: Tensor) -> Tensor:
-        """Log-probability (M,) of the measured rows' tokens under the base, of `token` (B,)."""
+        """Log-probability (B,) of the measured rows' tokens under the base, of `token` (B,)."""
         token = token[self._rows]
         depth = self._base.z.gather(1, token.clamp(min=0)[:, None]) - self._top
-        return (depth - self._log_mass).float()[:, 0].masked_fill_(self._dead | (token < 0), NAN)
+        found = (depth - self._log_mass).float()[:, 0].masked_fill_(self._dead | (token < 0), NAN)
+        return self._spread(found, NAN)
 
     def found(self, alive: Tensor) -> dict[str, Tensor]:
         """The statistics by name, (B,) each."""

@@ -129,6 +129,9 @@ def test_only_the_rows_asked_for_are_measured() -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5, msg=name)
         else:
             assert mine[~some].isnan().all()
+    alone = steer_sample(scores, params, keys(len(GRID), seed=7), reference=base, measured=some)
+    torch.testing.assert_close(alone.base_logprob[some], everyone.base_logprob[some], rtol=1e-6, atol=1e-6)
+    assert alone.base_logprob[~some].isnan().all()
 
 
 def test_rows_that_allow_nothing_are_nan_and_do_not_touch_others() -> None:
