@@ -62,7 +62,7 @@ def test_kernels_draw_what_torch_draws(llm: LLM, name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch, of its own compiler
+@pytest.mark.filterwarnings("ignore")  # of what the compiler of torch imports
 def test_a_compiled_sampler_gives_the_same_answers(llm: LLM, tmp_path: Path) -> None:
     place = furnish(tmp_path)
     names = ("plain", "filtered", "genarm", "control vector")

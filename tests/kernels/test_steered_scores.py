@@ -109,7 +109,7 @@ def test_the_logits_given_stay_as_they_are() -> None:
     assert torch.equal(base, before)
 
 
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch, of its own compiler
+@pytest.mark.filterwarnings("ignore")  # of what the compiler of torch imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
 def test_compiled_loops_give_the_same_draws_and_statistics() -> None:
     n, vocab_size = len(ROWS), 1000
