@@ -1,12 +1,12 @@
 """Requests whose tokens are drawn by the Triton kernels, or by compiled loops, beside the same ones drawn in torch."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rows import traced
 from steered import chat, furnish, guides, ids, load
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from trimtab.engine import sampler
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.results import Result
 from trimtab.engine.sampler import Sampler
+from trimtab.kernels import compiled as compiled_loops
 from trimtab.kernels.backend import Backend
 from trimtab.kernels.philox import Keys
 from trimtab.kernels.survivors import RowParams
@@ -61,9 +62,8 @@ def test_kernels_draw_what_torch_draws(llm: LLM, name: str) -> None:
             assert mine_token.logprob == pytest.approx(their_token.logprob, abs=1e-5)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
-@pytest.mark.filterwarnings("ignore")  # of what the compiler of torch imports
-def test_a_compiled_sampler_gives_the_same_answers(llm: LLM, tmp_path: Path) -> None:
+def test_a_compiled_sampler_gives_the_same_answers(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_loops, "_compiled", traced)
     place = furnish(tmp_path)
     names = ("plain", "filtered", "genarm", "control vector")
     expected = [ids(answer(llm, "torch", name)) for name in names]

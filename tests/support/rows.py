@@ -1,5 +1,8 @@
 """Rows of logits with sampling parameters, for the tests of the kernels."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,3 +45,9 @@ def p_value(observed: Tensor, probs: Tensor) -> float:
     keep = expected > 0
     chi2 = ((observed[keep] - expected[keep]) ** 2 / expected[keep]).sum()
     return float(torch.special.gammaincc((keep.sum() - 1).double() / 2, chi2 / 2))
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as torch's compiler traces it, run without a C++ compiler."""
+    found: Callable[..., Any] = torch.compile(function, dynamic=True, backend="eager")
+    return found
