@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,13 @@ from trimtab.engine.results import Source, TokenLogprob, TokenTrace
 from trimtab.engine.scores import Scores
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.staging import place
-from trimtab.engine.steering import Steering
+from trimtab.engine.steering import Mixture, Steering
 from trimtab.engine.values import Scorer
 from trimtab.kernels.backend import Backend
 from trimtab.kernels.candidates import best_candidates
 from trimtab.kernels.compiled import compile_loops
 from trimtab.kernels.edits import Edits, history_edits
 from trimtab.kernels.finish_candidates import finish_candidates
-from trimtab.kernels.mixing import Aux
 from trimtab.kernels.philox import Keys
 from trimtab.kernels.statistics import SteerOut
 from trimtab.kernels.steer_sample import base_at, steer_sample, steered_scores, top_logprobs
@@ -46,14 +45,10 @@ Top = tuple[tuple[int, float], ...]
 IntArray = npt.NDArray[np.int64]
 
 
-class Given(TypedDict, total=False):
+class Given(Mixture, total=False):
     """Arguments of `steer_sample` that differ from step to step."""
 
     edits: Edits | None
-    base_weight: Tensor | None
-    aux: list[Aux]
-    alpha: Tensor | None
-    reference: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from trimtab.kernels.mixing import Aux, Placement, power_mean
 from trimtab.kernels.steer_sample import steered_scores
 
 
-class Mixture(TypedDict):
+class Mixture(TypedDict, total=False):
     """What the pass that draws adds to the base's logits, as arguments of `steer_sample`."""
 
     base_weight: Tensor | None

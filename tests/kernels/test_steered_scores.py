@@ -1,6 +1,11 @@
 """Mixtures, masks and plausibility inside the pass that draws, on the torch path."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from trimtab.kernels.statistics import SteerOut
 from trimtab.kernels.steer_sample import reference_steer, steer_sample, steered_scores, unpacked_mask
 
 INF, NAN = math.inf, math.nan
+SCRIPT = Path(__file__).parents[1] / "support" / "compiled_draws.py"
 ROWS = [(1.0, 0, 1.0, 0.0), (0.0, 0, 1.0, 0.0), (0.7, 5, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (1.0, 0, 1.0, 0.1)]
 
 
@@ -125,3 +131,10 @@ def test_compiled_loops_give_the_same_draws_and_statistics(monkeypatch: pytest.M
         for name in ("logprob", "entropy", "kl", "base_entropy", "top1"):
             mine, theirs = getattr(found, name), getattr(plain, name)
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
+def test_really_compiled_loops_give_the_same_too() -> None:
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    run = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
+    assert run.stdout == "equal\n", run.stderr
