@@ -43,6 +43,8 @@ VOICE = 1 << 32  # random streams of a second voice lie behind those of the fork
 
 Top = tuple[tuple[int, float], ...]
 IntArray = npt.NDArray[np.int64]
+Part = tuple[list[int], Tensor]
+"""places of rows in a batch, as numbers and as an index"""
 
 
 class Given(Mixture, total=False):
@@ -102,6 +104,7 @@ class Sampler:
         self._guides = guides
         self._backend = backend
         self._batches: dict[object, _Batch] = {}
+        self._split: dict[object, tuple[list[Sequence], list[Part]]] = {}
 
     def draw(
         self, rows: list[Sequence], logits: Tensor, outputs: Outputs, score: Scorer, *, group: object = None
@@ -110,13 +113,11 @@ class Sampler:
 
         `group` names the batch among those of one tick: those of other models come from draws of their own.
         """
-        short = [i for i, row in enumerate(rows) if row.plan.short]
-        if 0 < len(short) < len(rows):  # their lists are drawn from apart
-            rest = [i for i in range(len(rows)) if i not in short]
+        parts = self._parts(rows, logits.device, group)
+        if len(parts) > 1:
             drawn: dict[int, Drawn] = {}
-            for part, places in (("short", short), ("rest", rest)):
+            for part, (places, index) in enumerate(parts):
                 these = [rows[i] for i in places]
-                (index,) = place([np.array(places)], logits.device)
                 found = self.draw(these, logits.index_select(0, index), outputs, score, group=(group, part))
                 drawn.update(zip(places, found, strict=True))
             return [drawn[i] for i in range(len(rows))]
@@ -137,6 +138,15 @@ class Sampler:
             return batch.drawn(out, logits if reference is None else reference, guilty=guilty)
         scores = steering.apply(logits, edits, outputs, score)
         return batch.drawn(batch.sample(scores.steered, reference=scores.reference), scores.reference, scores, guilty)
+
+    def _parts(self, rows: list[Sequence], device: torch.device, group: object) -> list[Part]:
+        """Rows that draw from their lists, and the others: they are drawn apart, so that neither pays for the other."""
+        known = self._split.get(group)
+        if known is None or known[0] != rows:
+            kinds = [[i for i, row in enumerate(rows) if row.plan.short is short] for short in (True, False)]
+            parts = [(places, torch.tensor(places, device=device)) for places in kinds if places]
+            known = self._split[group] = rows.copy(), parts
+        return known[1]
 
     def propose(
         self, rows: list[Sequence], counts: list[int], logits: Tensor, outputs: Outputs, score: Scorer
