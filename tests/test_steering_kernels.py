@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rows import traced
-from steered import chat, furnish, guides, ids, load
+from steered import chat, furnish, guides, ids, load, user
 from torch import Tensor
 
 from trimtab import LLM, SamplingParams
@@ -19,6 +19,7 @@ from trimtab.kernels import compiled as compiled_loops
 from trimtab.kernels.backend import Backend
 from trimtab.kernels.philox import Keys
 from trimtab.kernels.survivors import RowParams
+from trimtab.llm import GenerationRequest
 
 REQUESTS: dict[str, tuple[Mapping[str, Any] | None, dict[str, Any]]] = {
     "plain": (None, {}),
@@ -94,3 +95,19 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sampler, "compile_loops", fail)
     with pytest.raises(ModelLoadError, match=r"\(no C\+\+ compiler\): install a C\+\+ compiler, or set engine.compile"):
         sampler.compile_sampler(10)
+
+
+def test_lists_and_other_rows_of_one_batch_keep_their_tokens(llm: LLM) -> None:
+    llm._worker.engine._sampler = Sampler(llm.guides)
+    names = ("args", "plain", "args", "genarm", "args", "plain")
+    requests = [
+        GenerationRequest(
+            messages=tuple(user()),
+            sampling=SamplingParams(temperature=1.5, max_tokens=8, seed=seed),
+            decoding=REQUESTS[name][0],
+        )
+        for seed, name in enumerate(names)
+    ]
+    alone = [ids(llm._run([request], progress=False)[0]) for request in requests]
+    assert len(set(map(tuple, alone))) > 3
+    assert [ids(each) for each in llm._run(requests, progress=False)] == alone
