@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.engine.limits import StepLimits
 from trimtab.engine.sequence import Sequence as Row
 from trimtab.kernels.candidates import best_candidates, candidate_mask
-from trimtab.kernels.edits import Edits, apply_edits
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +72,19 @@ class CandidateSets:
         self._width = int(self.listed.top_k.max()) if self.listed.rows else 0
         self._filtered = self.listed.filtered
 
-    def find(self, base: Tensor, edits: Edits | None) -> Shortlist:
-        """The candidates of this step, from the base's logits (B, V) under the answer's edits."""
+    def find(self, base: Tensor, limits: StepLimits) -> Shortlist:
+        """The candidates of this step, from the base's logits (B, V) under the answer's limits."""
         ids = valid = mask = base.new_zeros((0, 0), dtype=torch.long)
         scores = base.new_zeros((0, 0), dtype=torch.float32)
         if self.listed.rows:
-            z = self._edited(base, edits, self.listed)
+            z = self._edited(base, limits, self.listed)
             if self._filtered:
                 z = z.masked_fill(~self._mask(z, self.listed), -torch.inf)
             ids, valid = best_candidates(z, self._width)
             scores = z.gather(1, ids)
             valid &= torch.arange(ids.shape[1], device=z.device) < self.listed.top_k[:, None]
         if self.open.rows:
-            mask = self._mask(self._edited(base, edits, self.open), self.open)
+            mask = self._mask(self._edited(base, limits, self.open), self.open)
         return Shortlist(ids, valid, scores, torch.zeros_like(scores), mask)
 
     def exclude(self, z: Tensor, found: Shortlist) -> None:
@@ -100,10 +100,10 @@ class CandidateSets:
     def _mask(self, z: Tensor, rows: _Rows) -> Tensor:
         return candidate_mask(z, rows.top_k, rows.top_p, rows.alpha)
 
-    def _edited(self, base: Tensor, edits: Edits | None, rows: _Rows) -> Tensor:
-        """The base's logits of these rows with their edits, (R, V) float32."""
+    def _edited(self, base: Tensor, limits: StepLimits, rows: _Rows) -> Tensor:
+        """The base's logits of these rows under their limits, (R, V) float32."""
+        limited = limits.edits is not None or limits.bitmask is not None
         everyone = len(rows.rows) == len(base)
-        z = base.to(torch.float32, copy=edits is not None) if everyone else base[rows.index].float()
-        if edits is not None:
-            apply_edits(z, edits.of(rows.index))
+        z = base.to(torch.float32, copy=limited) if everyone else base[rows.index].float()
+        limits.of(rows.index).apply(z)
         return z

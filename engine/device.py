@@ -1,12 +1,26 @@
 """The device that a setting names, checked before anything is loaded."""
 
 import logging
+import os
 
 import torch
 
 from trimtab.engine.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
+
+KEPT_SHAPES = 256
+"""products that oneDNN keeps compiled for each of its two caches; a step of one model needs about ten"""
+
+
+def bound_caches() -> None:
+    """Let oneDNN keep a bounded number of compiled products, unless the environment says how many.
+
+    Rows and lengths make ever new shapes, of which torch keeps a thousand by default, a few hundred kilobytes each.
+    To be called before the first forward, in any thread.
+    """
+    for variable in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, str(KEPT_SHAPES))
 
 
 def find_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from itertools import accumulate
 from math import exp, fsum
 from typing import Final, Literal, NamedTuple
 
+from trimtab.engine.grammar import GrammarState
 from trimtab.engine.plan import GatePlan
 from trimtab.engine.results import FinishReason
 from trimtab.engine.vocabulary import Vocabulary
@@ -71,6 +72,9 @@ class Duet:
     The engine repeats, until `finish` is set: run the speaker's lane over what it has not stored yet; for the guide,
     draw a token and `take` it; for the base, `look` at its rows and, if told to, draw and `take`. Bytes of accepted
     tokens concatenate to the accepted text; earlier base tokens are never rewritten.
+
+    Under a grammar, which has taken the accepted tokens, words of the guide stand as far as it allows them: the base
+    writes from the first token that it forbids, and goes on where the guide ends a text that may not end yet.
     """
 
     def __init__(
@@ -105,12 +109,15 @@ class Duet:
         self._tail = b""
         self._lead = ""  # the space that a SentencePiece guide writes before a text and that nobody is shown
         self._alone = False  # the base has taken over for good
+        self._must = False  # the base writes the next token, or ends the answer
+        self.rereads = False
+        """the base reads its last token again: the row after it judges the draft, or is drawn from"""
         self._window: list[float] = []  # wsd: the base's log-probabilities of the last accepted tokens
         self._turn = _Turn()
         self._words: list[str] = []  # those that `draft` spells
         self._pass_to_guide()
 
-    def take(self, token: int) -> list[Spoken]:
+    def take(self, token: int, grammar: GrammarState | None = None) -> list[Spoken]:
         """Take the token drawn from the speaker's last row and return what it adds to the answer."""
         if self.speaker == "base":
             return self._speak(token)
@@ -121,22 +128,24 @@ class Duet:
         else:
             self.guide_tokens.append(token)
             self._hear(_text_bytes(self._guide, token))
-        self._words = self._ready_words()
+        self._words = self._ready_words(grammar)
         if self._words:
             self.draft = self._base.continuation("".join(self._words))
-            self.speaker = "base"
+            self._pass_to_base()
         return []
 
-    def look(self, rows: list[Look]) -> Verdict:
+    def look(self, rows: list[Look], grammar: GrammarState | None = None) -> Verdict:
         """Judge the draft, or decide whether the base goes on.
 
         `rows` are the last rows of the base's run, one per token of `draft` and at least one before them if there is
         no draft. The row of the last accepted token, run again, makes the first draft token's log-probability known
         and lets the base agree with a word whose end it had not seen.
         """
+        self.rereads = False
         if self.draft:
-            return self._judge_words(rows) if self._plan.kind == "nudging" else self._judge_window(rows)
-        if self._alone or self._tail or self._sure(rows[-1]):
+            judge = self._judge_words if self._plan.kind == "nudging" else self._judge_window
+            return judge(rows, grammar, len(self.draft) if grammar is None else grammar.fitting(self.draft))
+        if self._alone or self._must or self._tail or self._sure(rows[-1]):
             return Verdict([], len(rows) - 1)
         self._ask()
         return Verdict([], None)
@@ -160,6 +169,17 @@ class Duet:
         if len(self.guide_tokens) > self._context:
             self.finish = "length"
 
+    def _pass_to_base(self) -> None:
+        self.speaker, self.rereads = "base", True
+
+    def _end(self, grammar: GrammarState | None) -> None:
+        """The guide has no more to say: the answer is over, unless the grammar wants more of it."""
+        if grammar is None or grammar.may_end():
+            self.finish = "stop"
+        else:
+            self._must = True
+            self._pass_to_base()
+
     def _hear(self, data: bytes) -> None:
         turn = self._turn
         silent = not (self._answer or turn.text or turn.tail or self._lead)
@@ -170,13 +190,13 @@ class Duet:
         turn.text += text
         turn.tail = data[used:]
 
-    def _ready_words(self) -> list[str]:
+    def _ready_words(self, grammar: GrammarState | None) -> list[str]:
         """Return the words to verify now; none while the guide has to say more, or when that was all."""
         turn = self._turn
         words = split_words(turn.text)
         if turn.ended:
             if not words:
-                self.finish = "stop"
+                self._end(grammar)
             return words
         complete = words[:-1]  # the last one may grow
         enough = self._plan.kind == "nudging" and len(complete) >= turn.wanted
@@ -184,13 +204,17 @@ class Duet:
         if not (enough or full or turn.taken >= self._plan.draft):
             return []
         if not words and (full or turn.taken >= self._plan.draft + _CHARACTER):
-            self.finish = "length" if full else "stop"  # special tokens alone would go on forever
+            if full:
+                self.finish = "length"
+            else:
+                self._end(grammar)  # special tokens alone would go on forever
         return words if full else complete or words
 
-    def _judge_words(self, rows: list[Look]) -> Verdict:
+    def _judge_words(self, rows: list[Look], grammar: GrammarState | None, fitting: int) -> Verdict:
         """Let the base take over at the first word start where it is sure of itself or agrees with the guide.
 
-        A start inside a base token is passed by; so is the first word of a turn, which always stands.
+        A start inside a base token is passed by; so is the first word of a turn, which always stands, as far as the
+        first `fitting` tokens of the draft go.
         """
         turn = self._turn
         text = turn.text.encode()
@@ -205,17 +229,19 @@ class Duet:
                 look = rows[row + count]
                 if self._sure(look) or self._agrees(look, text[at:]):
                     return self._take_over(rows, count)
-        return self._let_stand(rows)
+            if count == fitting < len(self.draft):
+                return self._forbid(rows, count)
+        return self._let_stand(rows, grammar)
 
-    def _judge_window(self, rows: list[Look]) -> Verdict:
+    def _judge_window(self, rows: list[Look], grammar: GrammarState | None, fitting: int) -> Verdict:
         """Let the base take over for good after the first tokens in a row that it would have written too."""
         plan = self._plan
-        for count, token in enumerate(self._read(rows, len(self.draft)), start=1):
+        for count, token in enumerate(self._read(rows, fitting), start=1):
             known = [] if token.logprob is None else [*self._window, token.logprob]
             self._window = known[-plan.window :]
             if len(self._window) == plan.window and exp(fsum(self._window) / plan.window) >= plan.threshold:
                 return self._take_over(rows, count)
-        return self._let_stand(rows)
+        return self._let_stand(rows, grammar) if fitting == len(self.draft) else self._forbid(rows, fitting)
 
     def _sure(self, look: Look) -> bool:
         gamma = self._plan.gamma
@@ -247,9 +273,18 @@ class Duet:
         self._alone = self._plan.kind == "wsd" or self._plan.gamma <= 0
         return Verdict(self._accept(rows, count), row)
 
-    def _let_stand(self, rows: list[Look]) -> Verdict:
+    def _forbid(self, rows: list[Look], count: int) -> Verdict:
+        """Accept `count` tokens of the draft, after which the grammar wants others: the base writes one of them."""
+        accepted, row = self._take_over(rows, count)
+        self._must = True
+        self.rereads = row == -1  # it was not run again
+        return Verdict(accepted, None if self.rereads else row)
+
+    def _let_stand(self, rows: list[Look], grammar: GrammarState | None) -> Verdict:
         """Accept the whole draft; the guide goes on where it stopped."""
         turn = self._turn
+        if turn.ended and grammar is not None and not grammar.may_end(self.draft):
+            return self._forbid(rows, len(self.draft))
         accepted = self._accept(rows, len(self.draft))
         turn.text = turn.text[sum(map(len, self._words)) :]
         turn.wanted = min(2 * turn.wanted, self._plan.draft)
@@ -261,9 +296,10 @@ class Duet:
         return Verdict(accepted, None)
 
     def _speak(self, token: int) -> list[Spoken]:
-        if token in self._base_eos and not self._alone:
+        if token in self._base_eos and not (self._alone or self._must):
             self._ask()
             return []
+        self._must = False
         self._append(token)
         self.spoken += 1
         return [Spoken(token, "base", None)]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import fsum
 
-import torch
-
+from trimtab.engine.backlog import Backlog
 from trimtab.engine.budget import Interrupted
-from trimtab.engine.duet import Look, Spoken
-from trimtab.engine.errors import Cancelled, GuideError, TrimtabError
+from trimtab.engine.circuit import Circuits
+from trimtab.engine.duets import Duets
+from trimtab.engine.errors import Cancelled, Draining, GuideError, Overloaded, TrimtabError
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.job import Job, Request
 from trimtab.engine.measure import Measure
@@ -18,15 +18,17 @@ from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import BASE
 from trimtab.engine.program import Answer, Draw, Extend, Propose
+from trimtab.engine.prompt_logprobs import fill
 from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Reader
-from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, TokenTrace, add
+from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, add
 from trimtab.engine.rewards import Reward
 from trimtab.engine.sampler import Drawn, Sampler, compile_sampler, warm_sampler
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.scoring import Scoring
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.settings import EngineSettings
+from trimtab.kernels.backend import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -42,35 +44,61 @@ class Engine:
         settings: EngineSettings,
         stats: EngineStats,
     ) -> None:
-        self.models = models
         self.runner = models[BASE].runner
-        self.guides = guides
         self.stats = stats
-        self.scheduler = Scheduler(stats, max_rows=settings.max_rows, prefill_tokens=settings.prefill_tokens)
-        self._reader = Reader(guides)
+        self.backlog = Backlog(settings)
+        self.circuits = Circuits(settings.guide_failures, settings.guide_retry_after, stats.guide_circuit)
+        self.scheduler = Scheduler(
+            stats, self.backlog, max_rows=settings.max_rows, prefill_tokens=settings.prefill_tokens
+        )
         compiled = settings.compile and self.runner.device.type == "cpu"
         if compiled:
             compile_sampler(self.runner.vocab_size)
         elif self.runner.device.type == "cuda":
             warm_sampler(self.runner.vocab_size, self.runner.dtype, self.runner.device)
-        self._sampler = Sampler(guides, "compiled" if compiled else "auto")
+        self._backend: Backend = "compiled" if compiled else "auto"
         self.scoring = Scoring(
-            self.scheduler, self._reader, guides, rewards, settings, stats, resume=self._resume, fail=self._fail
+            self.scheduler, settings, stats, self.backlog, self.circuits, resume=self._resume, fail=self._fail
         )
+        self._duets = Duets(alive=self._lives, append=self._append, send=self._send, fail=self._fail_row)
         self._jobs: dict[object, Job] = {}
         self._ended: list[Job] = []
+        self.adopt(models, guides, rewards)
 
     @property
     def idle(self) -> bool:
         return not self._jobs and not self.scoring.ratings
 
+    def adopt(self, models: Mapping[str, Model], guides: Mapping[str, Guide], rewards: Mapping[str, Reward]) -> None:
+        """Run these from now on; what is gone must not be in use."""
+        self.models, self.guides = models, guides
+        self._reader = Reader(guides)
+        self._sampler = Sampler(guides, self._backend)
+        self.scoring.adopt(self._reader, guides, rewards)
+
+    def uses(self, guide: str) -> int:
+        """How many live requests need a guide."""
+        jobs = sum(guide in job.request.guides for job in self._jobs.values())
+        return jobs + sum(rating.reward == guide for rating in self.scoring.ratings)
+
     def submit(self, request: Request) -> None:
-        job = Job.of(request, self.models)
-        self._jobs[request.handle] = job
-        self.scheduler.waiting.append(job)
+        """Queue a request; it ends at once if a guide was unloaded or replaced since it was prepared."""
+        if self.idle:
+            self.backlog.restart()
+        for name, guide in request.guides.items():
+            if guide not in (self.guides.get(name), self.scoring.rewards.get(name)):
+                self.backlog.leave(request.load)
+                request.deliver([(request.handle, Failure(_gone(name)))])
+                return
+        job = self._jobs[request.handle] = Job.of(request, self.models)
+        self.scheduler.add(job)
 
     def rate(self, rating: Rating) -> None:
         """Queue answers to be scored."""
+        if self.idle:
+            self.backlog.restart()
+        if rating.reward not in self.scoring.rewards:
+            rating.fail(_gone(rating.reward))
         self.scoring.ratings.append(rating)
 
     def cancel(self, handle: object) -> None:
@@ -94,11 +122,18 @@ class Engine:
         """End every request with `error`; the engine is empty afterwards."""
         for job in list(self._jobs.values()):
             self._fail(job, error)
-        for rating in self.scoring.ratings:
-            rating.fail(error)
-        self.scoring.ratings.clear()
+        self._fail_ratings(error)
         self.deliver()
         self._count()
+
+    def interrupt_all(self) -> None:
+        """End every request soon: searches with the best that they have, all others with Draining."""
+        for job in [each for each in self._jobs.values() if each.interrupted is None]:
+            if job.has_best:
+                self._interrupt(job, "shutdown")
+            else:
+                self._fail(job, Draining())
+        self._fail_ratings(Draining())
 
     def deliver(self) -> None:
         """Hand what happened since the last delivery to the callers, in one call per distinct `deliver`."""
@@ -113,18 +148,23 @@ class Engine:
             send(batch)
 
     def _prefill(self) -> None:
+        broken: dict[Job, GuideError | None] = {}
         for model, turns in self.scheduler.prefill().items():
-            model.runner.prefill([turn.chunk for turn in turns])
-            for turn in turns:
-                lane, count = turn.lane, len(turn.chunk.tokens)
-                lane.table.stored(lane.tokens, lane.table.length + count)
-                turn.job.charge(lane, count, self.stats)
-                self.stats.prompt_tokens += count
+            try:
+                broken |= dict.fromkeys(fill(model.runner, turns, self.stats))
+            except Exception as error:
+                if model.name == BASE:
+                    raise
+                logger.exception("guide %r failed in a forward", model.name)
+                broken |= dict.fromkeys((turn.job for turn in turns), GuideError(model.name, type(error).__name__))
+        for job, guilty in broken.items():
+            self._fail_row(job, guilty)
 
     def _start_programs(self) -> None:
         for job in list(self.scheduler.running):
             if job.run is None and job.prompt.stored:
                 job.end_phase("prefill")
+                job.tell_prompt()
                 job.run = job.request.program.run(job.context(self.models))
                 self._resume(job)
 
@@ -136,10 +176,12 @@ class Engine:
 
     def _interrupt(self, job: Job, reason: str) -> None:
         """Let a request end with the best that it has, wherever it is."""
-        if job.op is not None:
+        if job.op is not None or job.run is None:
             job.end_phase(job.phase)
         if job.run is not None:
             job.run.close()
+        else:
+            job.tell_prompt()
         job.targets.clear()
         job.draws.clear()
         job.op, job.interrupted = None, reason
@@ -153,6 +195,9 @@ class Engine:
         self.stats.steps += 1
         outputs = self._reader.read(turns)
         jobs = {turn.sequence: turn.job for turn in turns}
+        self.stats.decode_rows += len(jobs)
+        self.stats.rows_per_step.add(len(jobs))
+        self.stats.strategies_per_step.add(len({job.request.strategy for job in jobs.values()}))
         speaking: list[Sequence] = []
         drafting: list[Sequence] = []
         proposing: list[Sequence] = []
@@ -165,14 +210,14 @@ class Engine:
                 (proposing if isinstance(job.op, Propose) else speaking).append(sequence)
             elif sequence.duet.speaker == "guide":
                 drafting.append(sequence)
-            elif (heard := self._listen(job, sequence, outputs)) is not None:
+            elif (heard := self._duets.listen(job, sequence, outputs)) is not None:
                 speaking.append(sequence)
                 sure[sequence] = heard
         if speaking:
             self._speak(speaking, jobs, outputs, sure)
         if proposing:
             self._propose(proposing, jobs, outputs)
-        self._draft(drafting, jobs, outputs)
+        self._duets.draft(drafting, jobs, outputs, self._sampler)
         for turn in turns:
             count = len(turn.chunk.tokens)
             if not turn.lane.scores or turn.lane in self._reader.asked:
@@ -211,8 +256,11 @@ class Engine:
             if draw.measure is not None and sequence.speaker is not sequence.base:  # the base has not read it yet
                 draw = replace(draw, measure=replace(draw.measure, kl=math.nan, changed=True))
             if draw.error is not None or draw.id < 0:
-                self._fail_row(job, draw.error)
-            elif draw.measure is not None and job.step_ends_before(sequence, draw.measure.base_entropy):
+                self._fail_row(job, draw.error or _silent(sequence))
+                continue
+            if not self.circuits.quiet:
+                self.circuits.succeeded(sequence.plan.guides)
+            if draw.measure is not None and job.step_ends_before(sequence, draw.measure.base_entropy):
                 job.targets.pop(sequence, None)
             elif sequence.duet is None or sequence.duet.take(draw.id):
                 if (
@@ -222,7 +270,7 @@ class Engine:
                 self._append(job, sequence, draw)
                 job.settle(sequence)
             if sequence.duet is not None:
-                self._settle_duet(job, sequence)
+                self._duets.settle(job, sequence)
 
     def _propose(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
         """Note for each sequence which tokens could follow."""
@@ -255,70 +303,6 @@ class Engine:
         for job in (job for job in jobs if job.request.handle in self._jobs):
             self._resume(job)
 
-    def _listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> float | None:
-        """Let a duet judge what the base has just read.
-
-        The base's top log-probability where it draws a token now; None where it does not.
-        """
-        duet, lane = sequence.duet, sequence.base
-        assert duet is not None
-        draft = list(duet.draft)
-        read = outputs.every(lane)
-        first = len(read) - len(draft) - 1  # rows before it were judged already
-        z = read[max(first, 0) :].float()  # (q, V)
-        mass = z.logsumexp(dim=1)
-        top, ids = z.max(dim=1)
-        following: list[float | None] = [None] * len(z)
-        if draft:
-            known = z[-len(draft) - 1 : -1].gather(1, torch.tensor(draft, device=z.device)[:, None])[:, 0]
-            following[-len(draft) - 1 : -1] = (known - mass[-len(draft) - 1 : -1]).tolist()
-        rows = [Look(*each) for each in zip(ids.tolist(), (top - mass).exp().tolist(), following, strict=True)]
-        if not all(math.isfinite(row.top_p) for row in rows):
-            self._fail_row(job, None)
-            return None
-        verdict = duet.look(rows)
-        for spoken in verdict.accepted:
-            if sequence.finish is None:
-                self._append(job, sequence, _spoken(spoken, sequence))
-        lane.table.stored(lane.tokens, len(lane.tokens))
-        job.settle(sequence)
-        self._settle_duet(job, sequence)
-        if verdict.draw is None or sequence not in job.targets:
-            return None
-        outputs.choose(lane, max(first, 0) + verdict.draw)
-        return math.log(rows[verdict.draw].top_p)
-
-    def _draft(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
-        """Draw the other voice's next token of each sequence."""
-        groups: dict[Model, list[Sequence]] = {}
-        for row in rows:
-            groups.setdefault(row.guide.model, []).append(row)
-        for group in groups.values():
-            tokens = self._sampler.speak(group, outputs.logits([row.guide for row in group]))
-            for sequence, token in zip(group, tokens, strict=True):
-                job, duet = jobs[sequence], sequence.duet
-                assert duet is not None
-                sequence.guide.table.stored(sequence.guide.tokens, len(sequence.guide.tokens))
-                if token < 0:
-                    self._fail_row(job, GuideError(sequence.guide.name, "gave no finite logit"))
-                elif job.request.handle in self._jobs:
-                    duet.take(token)
-                    self._settle_duet(job, sequence)
-
-    def _settle_duet(self, job: Job, sequence: Sequence) -> None:
-        """Bring a sequence in line with its duet: what the guide reads next, and whether the answer is over."""
-        duet = sequence.duet
-        if duet is None or job.request.handle not in self._jobs:
-            return
-        if duet.speaker == "guide":
-            sequence.guide.replace(duet.guide_tokens)
-        elif duet.draft:  # the base reads its last token again: the row after it judges the draft's first one
-            sequence.base.table.trim(len(sequence.tokens) - 1)
-        if duet.finish is not None and sequence.finish is None:
-            sequence.finish = duet.finish
-            self._send(job, sequence, sequence.text.flush(), (), None)
-            job.settle(sequence)
-
     def _append(self, job: Job, sequence: Sequence, draw: Drawn) -> None:
         """Add a token to its sequence, see whether the sequence ends, and stream the text that is certain."""
         text = sequence.push(draw.id)
@@ -334,6 +318,9 @@ class Engine:
             sequence.finish, sequence.capped = "length", True
             text += sequence.text.flush()
         self._send(job, sequence, text, (draw.id,), draw.logprob)
+
+    def _lives(self, job: Job) -> bool:
+        return job.request.handle in self._jobs
 
     def _send(
         self, job: Job, sequence: Sequence, text: str, ids: tuple[int, ...], logprob: TokenLogprob | None
@@ -365,6 +352,8 @@ class Engine:
             except StopIteration as stop:
                 answer: Answer = stop.value
                 return answer
+            finally:
+                job.phases.end("select")
             if job.request.progress and job.op is not None:
                 job.events.append(job.progress)
             if not job.begin(op):
@@ -385,23 +374,34 @@ class Engine:
         """End a request whose numbers are not finite, and clear the pages that may hold them."""
         if isinstance(error, GuideError):
             add(self.stats.guide_errors, error.guide, 1)
+            hidden = job.request.plan.hidden
+            if hidden is None or hidden.guide != error.guide:  # how far it moves is the caller's choice
+                self.circuits.failed(error.guide, job)
         for model in {lane.model for lane in job.prompt.lanes}:
             model.runner.scrub(job.own_pages(model.runner.pool))
         self._fail(job, error or TrimtabError("the model gave no finite logit"))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        job.events.append(Failure(error))
+        job.end_phase(job.phase)
+        job.events.append(Failure(error, job.usage))
         self._end(job)
 
     def _end(self, job: Job) -> None:
         self.scheduler.release(job)
+        job.usage.phases = job.phases.told
         del self._jobs[job.request.handle]
         self._ended.append(job)
         for model in self.models.values() if self.idle else ():
             if model.runner.pool.used:
                 logger.error("%d pages of %s are still referred to by nobody", model.runner.pool.used, model.name)
 
+    def _fail_ratings(self, error: Exception) -> None:
+        for rating in self.scoring.ratings:
+            rating.fail(error)
+        self.scoring.sweep()
+
     def _count(self) -> None:
+        self.backlog.note()
         pool, stats = self.runner.pool, self.stats
         stats.running, stats.waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         stats.rows = sum(len(job.targets) for job in self.scheduler.running)
@@ -409,13 +409,11 @@ class Engine:
         stats.forks = pool.forks
 
 
-def _spoken(spoken: Spoken, sequence: Sequence) -> Drawn:
-    """A token that the other voice wrote, as the base sees it: certain, whatever the base thought of it."""
-    logprob = 0.0 if spoken.logprob is None else spoken.logprob
-    wanted, traced = sequence.plan.sampling.logprobs is not None, sequence.plan.trace
-    return Drawn(
-        spoken.id,
-        TokenLogprob(spoken.id, logprob) if wanted else None,
-        Measure(0.0, logprob, -logprob, changed=True),
-        TokenTrace(spoken.id, spoken.source, logprob, None, None, None, -logprob) if traced else None,
-    )
+def _silent(sequence: Sequence) -> GuideError | None:
+    """The error of a guide that speaks alone and has nothing to say."""
+    name = sequence.speaker.name
+    return None if name == BASE else GuideError(name, "gave no finite logit")
+
+
+def _gone(guide: str) -> Overloaded:
+    return Overloaded(f"guide {guide!r} was unloaded or replaced while the request came in: send it again")

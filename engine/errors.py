@@ -26,6 +26,36 @@ class Overloaded(TrimtabError):
         self.retry_after = retry_after
 
 
+class Draining(Overloaded):
+    """The server is shutting down: another one, or this one a little later, takes the request."""
+
+    def __init__(self, message: str = "the server is shutting down", *, retry_after: float = 5.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class GuideUnavailable(Overloaded):
+    """A guide that a request needs has failed again and again, and is left alone for a while."""
+
+    def __init__(self, guide: str, failures: int, *, retry_after: float) -> None:
+        super().__init__(
+            f"guide {guide!r} has failed {failures} times in a row and is left alone for now: try again later, or "
+            "leave it out",
+            retry_after=retry_after,
+        )
+        self.guide = guide
+
+
+class GuideInUse(TrimtabError):
+    """A guide cannot be unloaded: requests use it."""
+
+    def __init__(self, guide: str, requests: int) -> None:
+        super().__init__(
+            f"guide {guide!r} is in use by {requests} request{'s' * (requests != 1)}: try again when they have ended"
+        )
+        self.guide = guide
+        self.requests = requests
+
+
 class GuideError(TrimtabError):
     """A guide failed while it scored or steered; `guide` is its name in the configuration."""
 

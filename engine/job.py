@@ -7,21 +7,25 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from itertools import count, islice
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from trimtab.engine.alignment import Translation
+from trimtab.engine.backlog import Load
 from trimtab.engine.budget import Budget
 from trimtab.engine.duet import Duet
+from trimtab.engine.grammar import Start
 from trimtab.engine.lane import Lane
 from trimtab.engine.model import Model
 from trimtab.engine.outgoing import Outgoing
 from trimtab.engine.pages import PagePool
+from trimtab.engine.phases import Phases
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
 from trimtab.engine.program import Answer, Context, Draw, Extend, LogProbs, Op, Preferences, Program, Propose, Score
-from trimtab.engine.results import Candidate, Choice, Deliver, EngineStats, Event, Progress, Result, Usage, add
+from trimtab.engine.prompt_logprobs import PromptReading
+from trimtab.engine.results import Candidate, Choice, Deliver, Delta, EngineStats, Event, Progress, Result, Usage, add
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Message, TextStream
 
@@ -64,8 +68,23 @@ class Request:
     """openings of other conversations, for programs that ask for them; raises InvalidRequest"""
     translations: Mapping[str, Translation | None] = field(default_factory=dict)
     """of the base's ids, per lane name; filled for guides that number their tokens differently"""
+    grammar: Start | None = None
+    """begins the grammar that answers must satisfy, over the vocabulary that writes them"""
     salt: bytes = b""
     """requests share cached prefixes only with requests of the same salt"""
+    prompt_logprobs: int | None = None
+    """best tokens to tell of at each token of the prompt, beside its own; None: nothing"""
+    strategy: str = ""
+    """name of the strategy, for counts"""
+    priority: int = 0
+    """lower ones are served first"""
+    guides: Mapping[str, object] = field(default_factory=dict)
+    """what the request needs by name, as it was when the request was prepared: guides, and rewards that are none"""
+
+    @property
+    def load(self) -> Load:
+        """What it adds to the queue."""
+        return Load(1, self.rows, len(self.prompt) + self.max_tokens)
 
 
 class Mark(NamedTuple):
@@ -91,6 +110,8 @@ class Job:
 
     request: Request
     prompt: Sequence
+    reading: PromptReading | None = None
+    """of the prompt's own log-probabilities"""
     arrived: float = field(default_factory=monotonic)
     run: Generator[Op, Any, Answer] | None = None
     """the running program; None until the prompt is stored"""
@@ -112,23 +133,32 @@ class Job:
     draws: dict[Sequence, Weighed] = field(default_factory=dict)
     """what the current Draw draws from"""
     phase_began: float = field(default_factory=monotonic)
+    phases: Phases = field(init=False)
+    """where its time went"""
     usage: Usage = field(default_factory=Usage)
     events: list[Event] = field(default_factory=list)
     """what the next delivery carries"""
+
+    def __post_init__(self) -> None:
+        self.phases = Phases(self.arrived)
 
     @classmethod
     def of(cls, request: Request, models: Mapping[str, Model]) -> "Job":
         opening = Opening(request.prompt, request.plan, request.text, len(request.prompt) + request.max_tokens)
         job = cls(request, _opened(opening, request, models))
         job.usage.prompt_tokens = len(request.prompt)
+        if request.prompt_logprobs is not None:
+            reference = request.plan.reference
+            lane = job.prompt.lanes[0 if reference is None else 1 + reference]
+            job.reading = PromptReading(lane, request.prompt_logprobs, len(request.prompt))
         return job
 
     def context(self, models: Mapping[str, Model]) -> Context:
         """What the program is given."""
 
-        def start(messages: Many[Message], model: str) -> Sequence:
+        def start(messages: Many[Message], model: str, helper: bool) -> Sequence:
             assert self.request.opener is not None, "the request was not made for searches over conversations"
-            return _opened(self.request.opener(messages, model), self.request, models, self.prompt)
+            return _opened(self.request.opener(messages, model), self.request, models, self.prompt, helper=helper)
 
         return Context(
             prompt=self.prompt,
@@ -140,6 +170,10 @@ class Job:
             starting=start,
             sent=self.outgoing,
         )
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
 
     @property
     def active(self) -> list[Sequence]:
@@ -157,6 +191,12 @@ class Job:
         return None
 
     @property
+    def has_best(self) -> bool:
+        """Whether a search has an answer or the worth of one; answers that are sent as they grow do not count."""
+        others = (each for each in self.prompt.family if each.candidate and each.choice is None)
+        return any(each.finish is not None or each.reward is not None or each.value is not None for each in others)
+
+    @property
     def progress(self) -> Progress:
         """How far the program is, as its next op begins."""
         answers = [each for each in self.prompt.family if each.candidate and each is not self.prompt]
@@ -171,9 +211,27 @@ class Job:
         )
 
     @property
-    def phase(self) -> str:
-        """What the time of the current op is charged to."""
+    def phase(self) -> Literal["queue", "prefill", "decode", "score"]:
+        """What the time that passes now is charged to."""
+        if self.run is None:
+            return "prefill" if "queue" in self.usage.milliseconds else "queue"
         return "score" if isinstance(self.op, Score | LogProbs | Preferences) else "decode"
+
+    def reads(self, lane: Lane) -> bool:
+        """Whether logits are still wanted at the prompt's tokens on this lane."""
+        return self.reading is not None and self.reading.lane is lane and not self.reading.complete
+
+    def skippable(self, lane: Lane) -> int:
+        """Tokens from the lane's beginning whose forward tells nothing new, so that a cache may have them."""
+        if self.reading is not None and self.reads(lane):
+            return len(self.reading.found) - 1
+        return len(lane.tokens) - 1
+
+    def tell_prompt(self) -> None:
+        """Send what is known of the prompt's tokens, once for each choice."""
+        if self.reading is not None:
+            told = self.reading.told
+            self.events += [Delta(index, "", (), None, told) for index in range(self.request.choices)]
 
     def charge(self, lane: Lane, tokens: int, stats: EngineStats) -> None:
         """Note one forward over `tokens` of this request's tokens."""
@@ -195,8 +253,9 @@ class Job:
         held = Counter(page for lane in lanes if lane.table.pool is pool for page in lane.table.pages)
         return [page for page, count in held.items() if pool.references[page] == count]
 
-    def end_phase(self, name: str) -> None:
+    def end_phase(self, name: Literal["queue", "prefill", "decode", "score"]) -> None:
         """Charge the time since the last phase ended to `name`."""
+        self.phases.end("guide" if name == "score" else name)
         now = monotonic()
         spent = self.usage.milliseconds
         spent[name] = spent.get(name, 0.0) + (now - self.phase_began) * 1e3
@@ -329,13 +388,19 @@ class Job:
         self.usage.completion_tokens = sum(len(choice.token_ids) for choice in choices)
         self.usage.milliseconds["total"] = (monotonic() - self.arrived) * 1e3
         stopped_by = "max_kl" if any(each.capped for each in answer.choices) else answer.stopped_by
-        return Result(choices, candidates, self.usage, self.request.plan.seed, stopped_by, answer.report)
+        told = None if self.reading is None else self.reading.told
+        return Result(choices, candidates, self.usage, self.request.plan.seed, stopped_by, answer.report, told)
 
 
 def _opened(
-    opening: Opening, request: Request, models: Mapping[str, Model], relative: Sequence | None = None
+    opening: Opening,
+    request: Request,
+    models: Mapping[str, Model],
+    relative: Sequence | None = None,
+    *,
+    helper: bool = False,
 ) -> Sequence:
-    """An empty answer; `relative` is another sequence of the same request."""
+    """An empty answer; `relative` is another sequence of the same request, a `helper` is a text for the program."""
     plan, alone = opening.plan, opening.lane
     if alone is None:
         own = LanePlan(BASE, BASE, opening.prompt, plan.variant)
@@ -354,7 +419,9 @@ def _opened(
         streams=count() if relative is None else relative.streams,
         stream=-1 if relative is None else next(relative.streams),
         duet=None if plan.gate is None else _duet(plan, lanes),
+        grammar=None if helper or request.grammar is None else request.grammar(lanes[0].model.vocabulary, plan.ends),
         voice=None if alone is None else 0,
+        candidate=not helper,
         family=[] if relative is None else relative.family,
     )
 

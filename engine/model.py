@@ -1,8 +1,10 @@
 """A language model, or the decoder of a scorer, as the engine runs it."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from trimtab.engine.plan import Variant
 from trimtab.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -21,3 +23,11 @@ class Model:
     eos_ids: frozenset[int]
     salt: bytes
     """of the weights; starts the hashes of cached pages"""
+    editions: Counter[str] = field(default_factory=Counter)
+    """how often an adapter or a control vector of a name was taken from this model"""
+
+    def salt_of(self, variant: Variant) -> bytes:
+        """Starts the hashes of pages that rows of a variant write; never those of an earlier namesake's."""
+        names = (variant.adapter or "", *(name for name, _ in variant.vectors))
+        edition = sum(self.editions[name] for name in names)
+        return b"|".join((self.salt, variant.salt, b"%d" % edition if edition else b""))

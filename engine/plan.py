@@ -149,8 +149,13 @@ class SteerPlan:
     def __post_init__(self) -> None:
         if self.sampling.ignore_eos:
             object.__setattr__(self, "eos_ids", frozenset())
-        banned = {*self.eos_ids, *self.sampling.stop_token_ids} if self.sampling.min_tokens else ()
+        banned = self.ends if self.sampling.min_tokens else ()
         object.__setattr__(self, "banned_early", tuple(sorted(banned)))
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer and are no text."""
+        return self.eos_ids.union(self.sampling.stop_token_ids)
 
     @property
     def edits_logits(self) -> bool:
@@ -197,6 +202,15 @@ class SteerPlan:
             or (self.measured and not self.drawn_as_given)
             or (self.steered and (not quiet or self.edits_logits))
         )
+
+    @property
+    def guides(self) -> frozenset[str]:
+        """Names of the guides that shape each token; not those that the program calls for."""
+        lanes = [lane for lane in self.lanes if not lane.called]
+        variants = [self.variant, *(lane.variant for lane in lanes)]
+        names = {lane.name for lane in lanes} | {term.guide for term in self.values}
+        names |= {name for variant in variants for name in (variant.adapter, *dict(variant.vectors)) if name}
+        return frozenset(names | ({self.hidden.guide} if self.hidden else set())) - {BASE}
 
     @property
     def steered(self) -> bool:

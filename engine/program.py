@@ -127,7 +127,7 @@ class Answer:
 
 
 Commit = Callable[[int, Sequence, int], None]
-Start = Callable[[Many[Message], str], Sequence]
+Start = Callable[[Many[Message], str, bool], Sequence]
 
 
 @dataclass(slots=True)
@@ -199,22 +199,24 @@ class Context:
         return forks
 
     def say(self, text: str) -> Sequence:
-        """A finished answer with a text of the program's own, as far as the answer may be long."""
+        """A finished answer with a text of the program's own, as far as the answer may be long; no grammar binds it."""
         answer = self._written(self.prompt.base.model.vocabulary.continuation(text))
         answer.finish = answer.finish or "stop"
         return answer
 
-    def start(self, messages: Many[Message], model: str = BASE) -> Sequence:
+    def start(self, messages: Many[Message], model: str = BASE, *, helper: bool = False) -> Sequence:
         """An empty answer to another conversation, steered like the request; with a guide's name, by that model alone.
 
         Raises InvalidRequest if the conversation does not fit the model. It may become a choice like any fork of the
-        prompt, unless another vocabulary wrote it; helper text is to be marked (`candidate = False`) and freed.
+        prompt, unless another vocabulary wrote it. A `helper` may not, is free of the request's grammar, and is to be
+        freed.
         """
-        return self.starting(messages, model)
+        return self.starting(messages, model, helper)
 
     def _written(self, tokens: Iterable[int]) -> Sequence:
         """An answer of given tokens, up to the first that ends it."""
         (answer,) = self.prompt.fork(1, self.prompt.plan.alone)
+        answer.grammar = None
         for token in tokens:
             if answer.finish is None:
                 answer.push(token)

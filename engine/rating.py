@@ -5,7 +5,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import monotonic
 
+from trimtab.engine.backlog import Load
 from trimtab.engine.rewards import Judgement, Pair
+
+CHARACTERS = 4
+"""of a token, about: nobody has counted the tokens of answers that wait to be scored"""
 
 
 @dataclass(eq=False, slots=True)
@@ -18,6 +22,8 @@ class Rating:
 
     reward: str
     pairs: Sequence[Pair]
+    priority: int = 0
+    """lower ones are served first"""
     future: Future[list[Judgement]] = field(default_factory=Future)
     arrived: float = field(default_factory=monotonic)
     judgements: list[Judgement] = field(default_factory=list)
@@ -31,6 +37,11 @@ class Rating:
     @property
     def ended(self) -> bool:
         return self.future.done()
+
+    @property
+    def load(self) -> Load:
+        """What it adds to the queue."""
+        return Load(1, 1, -(-sum(map(_characters, self.pairs)) // CHARACTERS))
 
     def unscored(self, limit: int) -> list[Pair]:
         """The next pairs to score, at most `limit`."""

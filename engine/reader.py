@@ -1,5 +1,6 @@
 """Runs the models over what the lanes of a tick have pending, one forward per model."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Sequence as Many
@@ -18,10 +19,12 @@ from trimtab.engine.lm_head import Edit
 from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.pages import PageTable
-from trimtab.engine.plan import HiddenEdit
-from trimtab.engine.runner import READ_ROWS, Chunk, ModelRunner
+from trimtab.engine.plan import BASE, HiddenEdit
+from trimtab.engine.runner import READ_ROWS, Chunk, Decoded, ModelRunner
 from trimtab.engine.scheduler import Turn
 from trimtab.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class Passage(NamedTuple):
@@ -37,7 +40,10 @@ Charge = Callable[[Lane, int], None]
 
 
 class Reader:
-    """The forwards of an engine's models: language-model lanes in lockstep, then scorers of candidates."""
+    """The forwards of an engine's models: language-model lanes in lockstep, then scorers of candidates.
+
+    A guide's forward that raises counts as one that gave no numbers, so that the requests of others go on.
+    """
 
     def __init__(self, guides: Mapping[str, Guide]) -> None:
         self._guides = guides
@@ -59,7 +65,7 @@ class Reader:
                 group.sort(key=lambda turn: (turn.lane.variant.adapter or "", -len(turn.lane.tokens)))
                 edits, edited = self._edits(group)
                 with on_its_stream(model):
-                    outputs.add(model, group, model.runner.decode([turn.chunk for turn in group], edits), edited)
+                    outputs.add(model, group, _decode(model, [turn.chunk for turn in group], edits), edited)
         return outputs
 
     def score(self, guide: ScorerGuide, lanes: Many[Lane], candidates: Many[Many[int]]) -> Tensor:
@@ -68,11 +74,15 @@ class Reader:
         ids = candidates
         if guide.translation is not None:
             ids = [[guide.translation.token(token) for token in row] for row in candidates]
-        hidden = guide.model.runner.score(chunks, ids)  # (R, k, D)
+        try:
+            scores = guide.head(guide.model.runner.score(chunks, ids)).float()  # of hidden states (R, k, D)
+        except Exception:
+            logger.exception("guide %r failed on candidates", guide.name)
+            scores = torch.full((len(ids), max(map(len, ids))), torch.nan, device=guide.model.runner.device)
         for lane, row in zip(lanes, candidates, strict=True):
             lane.table.stored(lane.tokens, len(lane.tokens))
             self.asked[lane] = list(row)
-        return guide.head(hidden).float()
+        return scores
 
     def keep(self, sequences: Many[Sequence]) -> None:
         """Keep the keys and values of the candidates that were drawn, the last tokens of `sequences`."""
@@ -195,3 +205,16 @@ class Reader:
             ascend = partial(guide.head.ascend, rate=hidden.rate, steps=hidden.steps)
             edits.append(Edit(torch.tensor([row for row, _ in rows]), ascend))
         return edits, [lane for rows in groups.values() for _, lane in rows]
+
+
+def _decode(model: Model, chunks: list[Chunk], edits: list[Edit]) -> Decoded:
+    """A decode forward; NaN logits, and hidden states of no width, where a guide's raises."""
+    try:
+        return model.runner.decode(chunks, edits)
+    except Exception:
+        if model.name == BASE:
+            raise
+        logger.exception("guide %r failed in a forward", model.name)
+        rows, runner = sum(len(chunk.tokens) for chunk in chunks), model.runner
+        nothing = torch.full((rows, runner.vocab_size), torch.nan, device=runner.device)
+        return Decoded(nothing, nothing[:, :0], nothing[:0])

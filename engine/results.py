@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from trimtab.engine.tally import ROWS, STRATEGIES, Tally
 
 FinishReason = Literal["stop", "length"]
 
@@ -64,6 +66,8 @@ class Delta:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """on the first delta of each choice, where the request asks for those of the prompt's tokens"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,18 @@ class Candidate:
     """what the search thought of it before it was finished"""
 
 
+PhaseName = Literal["queue", "prefill", "decode", "guide", "select"]
+
+
+class Phase(NamedTuple):
+    """What a request was doing for a while; times are seconds of time.monotonic."""
+
+    name: PhaseName
+    """guide: waiting for rewards and other readings of guides; select: the search's own code"""
+    began: float
+    ended: float
+
+
 @dataclass(slots=True)
 class Usage:
     """What a request cost. Times are wall-clock milliseconds; every field is filled by the engine."""
@@ -114,6 +130,8 @@ class Usage:
     milliseconds: dict[str, float] = field(default_factory=dict)
     """per phase: queue, prefill, decode, score, total"""
     preemptions: int = 0
+    phases: tuple[Phase, ...] = ()
+    """one after the other, without gaps; filled when the request ends"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +146,8 @@ class Result:
     """`finished` when the program ran to its end, `abstained`, or the part of the budget that ended it"""
     report: Mapping[str, Any] = field(default_factory=dict)
     """numbers of the search, under the names of its strategy"""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """per token of the prompt, where the request asks for them; None: the first, and what the budget left unread"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +171,8 @@ class Failure:
     """The end of a request that did not succeed."""
 
     error: Exception
+    usage: Usage | None = None
+    """what it cost until then"""
 
 
 Event = Delta | Progress | Result | Failure
@@ -182,12 +204,24 @@ class EngineStats:
     """sum of the rows of all decode steps"""
     forks: int = 0
     preemptions: int = 0
+    stopped: bool = False
+    """the engine gave up after repeated errors"""
     model_tokens: dict[str, int] = field(default_factory=dict)
     """tokens that each model processed, prefill and decode"""
     score_batches: dict[str, int] = field(default_factory=dict)
     score_items: dict[str, int] = field(default_factory=dict)
     score_seconds: dict[str, float] = field(default_factory=dict)
+    """of batches that did not fail"""
     guide_errors: dict[str, int] = field(default_factory=dict)
+    guide_circuit: dict[str, int] = field(default_factory=dict)
+    """1: requests that need the guide are refused; 0: they are taken again"""
+    rows_per_step: Tally = field(default_factory=lambda: Tally(ROWS))
+    strategies_per_step: Tally = field(default_factory=lambda: Tally(STRATEGIES))
+    """distinct ones among the requests of one decode step"""
+    reward_batch_size: dict[str, Tally] = field(default_factory=dict)
+    """answers of one batch, by guide"""
+    reward_latency: dict[str, Tally] = field(default_factory=dict)
+    """seconds of one batch, by guide"""
 
 
 def add(counter: dict[str, int] | dict[str, float], name: str, amount: float) -> None:

@@ -125,6 +125,16 @@ class ModelRunner:
         return hidden.flatten(0, 1).index_select(0, place([last], self.device)[0])
 
     @torch.inference_mode()
+    def read(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Store the chunks' tokens as `prefill` does; logits (N, V) of what follows each token, chunk by chunk."""
+        counts = [len(chunk.tokens) for chunk in chunks]
+        plan = self.store.plan([chunk.table for chunk in chunks], counts)
+        ids = _ids([chunk.tokens for chunk in chunks], plan)
+        logits: Tensor = self._forward(self.model, plan, ids, [chunk.variant for chunk in chunks]).logits  # (B, q, V)
+        real = np.concatenate([row * ids.shape[1] + np.arange(count) for row, count in enumerate(counts)])
+        return logits.flatten(0, 1).index_select(0, place([real], self.device)[0])
+
+    @torch.inference_mode()
     def decode(self, chunks: Sequence[Chunk], edits: Sequence[Edit] = ()) -> Decoded:
         """Store the chunks' tokens and return what follows each of them, one row per token, chunk by chunk.
 
@@ -177,6 +187,12 @@ class ModelRunner:
     def scrub(self, pages: Sequence[int]) -> None:
         """Clear pages of a row without finite logits, before they go to another."""
         self.store.scrub(pages)
+
+    def forget(self, name: str) -> None:
+        """Take out the adapter or the control vector of this name, if there is one."""
+        self.terms.remove(name)
+        if self._graphs is not None:
+            self._graphs.drop()
 
     def restore(self) -> None:
         """Put the model's own modules and weights back, for methods that need gradients; adapters are lost."""

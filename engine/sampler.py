@@ -1,7 +1,6 @@
 """From the sequences of a decode step to one batched draw: marshals rows into tensors, then calls the kernels."""
 
 import math
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from trimtab.engine.candidates import Shortlist
-from trimtab.engine.errors import GuideError, ModelLoadError
+from trimtab.engine.errors import GuideError, ModelLoadError, TrimtabError
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.job import Weighed
+from trimtab.engine.limits import Limits, StepLimits
 from trimtab.engine.measure import Measure
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import SteerPlan
@@ -30,7 +30,7 @@ from trimtab.engine.values import Scorer
 from trimtab.kernels.backend import Backend
 from trimtab.kernels.candidates import best_candidates
 from trimtab.kernels.compiled import compile_loops
-from trimtab.kernels.edits import Edits, history_edits
+from trimtab.kernels.edits import Edits
 from trimtab.kernels.finish_candidates import finish_candidates
 from trimtab.kernels.philox import Keys
 from trimtab.kernels.statistics import SteerOut
@@ -51,6 +51,7 @@ class Given(Mixture, total=False):
     """Arguments of `steer_sample` that differ from step to step."""
 
     edits: Edits | None
+    bitmask: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +125,21 @@ class Sampler:
         batch = self._batches.get(group)
         if batch is None or batch.rows != rows:
             batch = self._batches[group] = _Batch(rows, self._guides, logits.device, self._backend)
-        edits, steering = batch.edits(logits.shape[1]), batch.steering
+        limits, steering = batch.limits.step(logits.shape[1]), batch.steering
         if steering is None:
-            return batch.drawn(batch.sample(logits, edits=edits), logits)
+            return batch.drawn(batch.sample(logits, edits=limits.edits, bitmask=limits.bitmask), logits, limits)
         guilty = partial(steering.guilty, outputs=outputs)
         if steering.short:
-            listed, scores = steering.shortlist(logits, edits, outputs, score)
-            return batch.drawn(batch.finish(listed, scores.reference), scores.reference, scores, guilty)
+            listed, scores = steering.shortlist(logits, limits, outputs, score)
+            return batch.drawn(batch.finish(listed, scores.reference), scores.reference, limits, scores, guilty)
         if steering.fused:
             mixture = steering.mixture(logits, outputs)
             reference = mixture["reference"]
-            out = batch.sample(logits, edits=edits, **mixture)
-            return batch.drawn(out, logits if reference is None else reference, guilty=guilty)
-        scores = steering.apply(logits, edits, outputs, score)
-        return batch.drawn(batch.sample(scores.steered, reference=scores.reference), scores.reference, scores, guilty)
+            out = batch.sample(logits, edits=limits.edits, bitmask=limits.bitmask, **mixture)
+            return batch.drawn(out, logits if reference is None else reference, limits, guilty=guilty)
+        scores = steering.apply(logits, limits, outputs, score)
+        out = batch.sample(scores.steered, reference=scores.reference)
+        return batch.drawn(out, scores.reference, limits, scores, guilty)
 
     def _parts(self, rows: list[Sequence], device: torch.device, group: object) -> list[Part]:
         """Rows that draw from their lists, and the others: they are drawn apart, so that neither pays for the other."""
@@ -153,12 +155,12 @@ class Sampler:
     ) -> list[Proposed]:
         """The best tokens of each row, as many as its count, as `draw` would see them; nothing is drawn."""
         batch = _Batch(rows, self._guides, logits.device, self._backend)
-        edits, errors = batch.edits(logits.shape[1]), dict[int, GuideError]()
+        limits = batch.limits.step(logits.shape[1])
         if batch.steering is not None:
-            scores = batch.steering.apply(logits, edits, outputs, score)
-            errors.update(scores.failed)
+            scores = batch.steering.apply(logits, limits, outputs, score)
         else:
-            scores = Scores(steered_scores(logits, edits=edits), logits)
+            scores = Scores(steered_scores(logits, edits=limits.edits, bitmask=limits.bitmask), logits)
+        errors: dict[int, TrimtabError] = {**scores.failed, **limits.failed}
         given = allowed(scores.steered)
         if batch.steering is not None and given.nan is not None:
             for row in given.nan.nonzero()[:, 0].tolist():
@@ -186,7 +188,7 @@ class Sampler:
         z[tuple(index.reshape(-1, 2).T)] = torch.tensor([score for *_, score in entries], device=device)
         batch = _Batch(rows, self._guides, device, self._backend, searched=True)
         scores = Scores(z, reference, {i: each.values for i, each in enumerate(weighed)})
-        return batch.drawn(batch.sample(z, reference=reference), reference, scores)
+        return batch.drawn(batch.sample(z, reference=reference), reference, StepLimits(None, None, {}), scores)
 
     def _settled(self, rows: list[Sequence], ids: list[int], reference: Tensor) -> list[Drawn]:
         """Tokens that the programs have chosen themselves: certain, whatever the base thinks of them."""
@@ -244,31 +246,15 @@ class _Batch:
         self._origin = [[plan.seed for plan in plans], [row.stream for row in rows]]
         self._device, self._backend = device, backend
         self.steering: Steering | None = None
-        if not searched and any(plan.shaped for plan in plans):
+        shaped = [row.shaped for row in rows]
+        if not searched and any(shaped):
             self.steering = Steering(rows, guides, device)
         self._shaped = searched or self.steering is not None
-        self._tallied = [i for i, plan in enumerate(plans) if searched or plan.shaped or plan.measured]
+        self._tallied = [i for i, plan in enumerate(plans) if searched or shaped[i] or plan.measured]
         self._traced = [i for i in self._tallied if self._shaped and plans[i].trace]
         needed = {*self._tallied, *(self.reporting if self._shaped else ())}
         self._measured = torch.tensor([i in needed for i in range(len(rows))], device=device) if needed else None
-        self._editing = any(plan.edits_logits for plan in plans)
-        if self._editing:
-            self._repetition, self._presence, self._frequency = (
-                torch.tensor([getattr(sampling, name) for sampling in wanted], dtype=torch.float32)
-                for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
-            )
-            biases = [
-                [*plan.sampling.logit_bias.items(), *((token, -np.inf) for token in plan.banned_early)]
-                for plan in plans
-            ]
-            width = max(map(len, biases))
-            self._bias_ids = torch.full((len(rows), width), -1)
-            self._bias = torch.zeros(len(rows), width)
-            for i, entries in enumerate(biases):
-                for j, (token, bias) in enumerate(entries):
-                    self._bias_ids[i, j], self._bias[i, j] = token, bias
-            self._ban = torch.isinf(self._bias)
-            self._min_tokens = torch.tensor([sampling.min_tokens for sampling in wanted])
+        self.limits = Limits(self.rows, device)
 
     def sample(self, logits: Tensor, **given: Unpack[Given]) -> SteerOut:
         """One draw per row, keyed by its seed, its stream and its length; the arguments are those of `steer_sample`."""
@@ -302,6 +288,7 @@ class _Batch:
         self,
         out: SteerOut,
         reference: Tensor,
+        limits: StepLimits,
         scores: Scores | None = None,
         guilty: Callable[[int], GuideError | None] = lambda row: None,
     ) -> list[Drawn]:
@@ -318,7 +305,7 @@ class _Batch:
         reports: dict[int, TokenLogprob] = {}
         if self.reporting:
             reports = self.reports(ids, out.base_logprob.tolist(), reference)
-        errors = dict(scores.failed) if scores is not None else {}
+        errors: dict[int, TrimtabError] = {**({} if scores is None else scores.failed), **limits.failed}
         if self._shaped:
             broken: list[bool] = out.nan.tolist()
             for row in (row for row, token in enumerate(ids) if token < 0 or broken[row]):
@@ -373,33 +360,6 @@ class _Batch:
                 after,
             )
         return traces
-
-    def edits(self, vocab_size: int) -> Edits | None:
-        """Edits of this step: penalties over each row's tokens so far, biases, and bans on an early end."""
-        if not self._editing:
-            return None
-        histories = [row.tokens if row.plan.edits_logits else _NOTHING for row in self.rows]
-        tokens = np.full((len(self.rows), max(map(len, histories))), -1)
-        for i, history in enumerate(histories):
-            tokens[i, : len(history)] = history
-        prompts = torch.tensor([row.prompt_length for row in self.rows])
-        generated = torch.arange(tokens.shape[1]) >= prompts[:, None]  # (B, L)
-        over = torch.tensor([row.generated for row in self.rows]) >= self._min_tokens
-        bias_ids = self._bias_ids.masked_fill(self._ban & over[:, None], -1)
-        edits = history_edits(
-            torch.from_numpy(tokens),
-            generated,
-            self._repetition,
-            self._presence,
-            self._frequency,
-            bias_ids,
-            self._bias,
-            vocab_size,
-        )
-        return edits.to(self._device)
-
-
-_NOTHING: "array[int]" = array("q")
 
 
 def _is_settled(weighed: Weighed) -> bool:

@@ -6,6 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 TokenId = Annotated[int, Field(ge=0)]
 MAX_COUNT = 2**31 - 1
+MAX_LOGPROBS = 20
+"""alternatives per token"""
 GREEDY_BELOW = 1e-4
 """temperatures below this are greedy: logits divided by them would leave the range of float32"""
 
@@ -38,4 +40,6 @@ class SamplingParams(BaseModel):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    logprobs: int | None = Field(None, ge=0, le=20, description="top alternatives per token; 0: only the drawn one")
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="top alternatives per token; 0: only the drawn one"
+    )

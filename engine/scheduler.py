@@ -1,14 +1,19 @@
 """Which sequences run in a tick: admission by rows and pages, chunked prefill, preemption by recomputation.
 
-Jobs are served in the order of their arrival. When pages run out, the youngest sequences give theirs back and are
-prefilled again later; full pages they gave back stay in the prefix cache until someone needs the room. The oldest
-sequence can take every page, and no single sequence is larger than the pool, so every request ends.
+Jobs are served by priority, lower ones first, and those of one priority in the order of their arrival. Priority is
+strict: as long as better ones keep coming, the others wait. When pages run out, the last sequences in this order give
+theirs back and are prefilled again later; full pages they gave back stay in the prefix cache until someone needs the
+room. The first sequence can take every page, and no single sequence is larger than the pool, so every request ends. A
+job that has rows keeps them: a better one that comes later waits for rows and pages to be free, then goes first.
 """
 
-from collections import Counter, deque
+from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
+from trimtab.engine.backlog import Backlog
 from trimtab.engine.job import Job
 from trimtab.engine.lane import Lane
 from trimtab.engine.model import Model
@@ -33,12 +38,19 @@ class Turn(NamedTuple):
 class Scheduler:
     """Waiting and running jobs of one engine."""
 
-    def __init__(self, stats: EngineStats, *, max_rows: int, prefill_tokens: int) -> None:
-        self.waiting: deque[Job] = deque()
+    def __init__(self, stats: EngineStats, backlog: Backlog, *, max_rows: int, prefill_tokens: int) -> None:
+        self.waiting: list[Job] = []
+        """those served first come first"""
         self.running: list[Job] = []
+        """in the same order"""
         self._stats = stats
+        self._backlog = backlog
         self._max_rows = max_rows
         self._prefill_tokens = prefill_tokens
+
+    def add(self, job: Job) -> None:
+        """Let a job wait."""
+        insort(self.waiting, job, key=attrgetter("priority"))
 
     def admit(self) -> None:
         """Move jobs from waiting to running while there are rows and pages for them."""
@@ -52,12 +64,13 @@ class Scheduler:
             crowded = any(pages > pool.available for pool, pages in wanted.items())
             if self.running and (crowded or rows + job.request.rows > self._max_rows):
                 break
-            self.waiting.popleft()
-            self.running.append(job)
+            del self.waiting[0]
+            self._backlog.leave(job.request.load)
+            insort(self.running, job, key=attrgetter("priority"))
             rows += job.request.rows
             job.end_phase("queue")
             for lane in job.prompt.lanes:
-                found = self._match(lane)
+                found = self._match(job, lane)
                 if lane is job.prompt.base:
                     job.usage.cached_tokens = found
 
@@ -73,10 +86,10 @@ class Scheduler:
                 if lane.unstored <= 0 or (sequence.duet and job.run and lane.unstored <= CATCH_UP):
                     continue
                 if not lane.table.pages:
-                    # Behind older sequences a lane starts only when all of it fits: it would lose its pages again.
+                    # Behind other sequences a lane starts only when all of it fits: it would lose its pages again.
                     if behind and pool.pages_for(len(lane.tokens)) > pool.available:
                         continue
-                    self._match(lane)
+                    self._match(job, lane)
                 start, planned = lane.table.length, turns.get(model, [])
                 count = min(lane.unstored, self._prefill_tokens)
                 width = max(widths.get(model, 0), count)
@@ -118,23 +131,25 @@ class Scheduler:
             self.running.remove(job)
         elif job in self.waiting:
             self.waiting.remove(job)
+            self._backlog.leave(job.request.load)
 
     def _active(self) -> Iterator[tuple[Job, Sequence]]:
         for job in self.running:
             for sequence in job.active:
                 yield job, sequence
 
-    def _match(self, lane: Lane) -> int:
+    def _match(self, job: Job, lane: Lane) -> int:
         """Take what the prefix cache has of the lane; its last token is always left to decode."""
-        found = lane.table.match(lane.tokens[:-1])
-        self._stats.prefix_queries += len(lane.tokens) - 1
+        known = job.skippable(lane)
+        found = lane.table.match(lane.tokens[:known])
+        self._stats.prefix_queries += known
         self._stats.prefix_hits += found
         return found
 
     def _reserve(self, sequence: Sequence, lane: Lane, length: int) -> bool:
-        """Make room for the lane up to `length`, taking pages from idle and younger sequences if need be.
+        """Make room for the lane up to `length`, taking pages from idle sequences and later ones if need be.
 
-        Sequences are planned from the oldest on, so none that is planned already can lose its pages.
+        Sequences are planned from the first on, so none that is planned already can lose its pages.
         """
         while True:
             try:
@@ -145,7 +160,7 @@ class Scheduler:
                     return False
 
     def preempt(self, pool: PagePool, keep: Sequence | None = None) -> bool:
-        """Take the pages of one sequence in `pool`, not those of `keep` and of older ones; False: no one is left."""
+        """Take the pages of one sequence in `pool`, not those of `keep` and of earlier ones; False: no one is left."""
         victim = self._victim(keep, pool)
         if victim is None:
             return False
@@ -158,7 +173,7 @@ class Scheduler:
         return True
 
     def _victim(self, keep: Sequence | None, pool: PagePool) -> tuple[Job, Sequence] | None:
-        """The youngest sequence with pages that decodes nothing now, else the youngest active one after `keep`."""
+        """The last sequence with pages that decodes nothing now, else the last active one after `keep`."""
         active = list(self._active())
         busy = {member for _, member in active if _holds(member, pool)} | {keep}
         for job in reversed(self.running):

@@ -1,6 +1,7 @@
 """Judges answers: rewards of texts, values of hidden states, log-probabilities under one model.
 
-Programs ask by their ops, and callers by a `Rating`. Both queue for a reward in the order of arrival and share batches.
+Programs ask by their ops, and callers by a `Rating`. Both queue for a reward by priority, then in the order of arrival,
+and share batches.
 """
 
 import logging
@@ -10,10 +11,13 @@ from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
+from trimtab.engine.backlog import Backlog
+from trimtab.engine.circuit import Circuits
 from trimtab.engine.errors import GuideError, InvalidRequest
 from trimtab.engine.guides.base import Guide, HeadGuide, PreferenceGuide
 from trimtab.engine.job import Job
 from trimtab.engine.pages import OutOfPages
+from trimtab.engine.plan import BASE
 from trimtab.engine.program import LogProbs, Preferences, Score
 from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Charge, Passage, Reader
@@ -21,6 +25,7 @@ from trimtab.engine.results import EngineStats, add
 from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.settings import EngineSettings
+from trimtab.engine.tally import ROWS, SECONDS, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -34,28 +39,30 @@ class Scoring:
     def __init__(
         self,
         scheduler: Scheduler,
-        reader: Reader,
-        guides: Mapping[str, Guide],
-        rewards: Mapping[str, Reward],
         settings: EngineSettings,
         stats: EngineStats,
+        backlog: Backlog,
+        circuits: Circuits,
         *,
         resume: Callable[[Job], None],
         fail: Callable[[Job, Exception], None],
     ) -> None:
-        self.rewards = rewards
         self.ratings: list[Rating] = []
         self._scheduler = scheduler
-        self._reader = reader
-        self._guides = guides
         self._stats = stats
+        self._backlog = backlog
+        self._circuits = circuits
         self._pairs = settings.score_pairs
         self._losing = settings.reward_errors == "lose"
         self._resume = resume
         self._fail = fail
 
+    def adopt(self, reader: Reader, guides: Mapping[str, Guide], rewards: Mapping[str, Reward]) -> None:
+        """Ask these guides from now on."""
+        self.rewards, self._reader, self._guides = rewards, reader, guides
+
     def tick(self, jobs: Sequence[Job]) -> None:
-        """Answer what the jobs wait for; rewards in the order of arrival, as many answers as a batch takes."""
+        """Answer what the jobs wait for; rewards in the order of service, as many answers as a batch takes."""
         waiting: dict[str, list[Job | Rating]] = {}
         for rating in self.ratings:
             if not rating.ended:
@@ -68,13 +75,21 @@ class Scoring:
             elif isinstance(job.op, Score):
                 waiting.setdefault(job.op.reward, []).append(job)
         for name, each in waiting.items():
-            self._score(name, self._shares(sorted(each, key=lambda asked: asked.arrived)))
+            self._score(name, self._shares(sorted(each, key=lambda asked: (asked.priority, asked.arrived))))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Forget the ratings that have ended."""
+        for rating in self.ratings:
+            if rating.ended:
+                self._backlog.leave(rating.load)
         self.ratings = [rating for rating in self.ratings if not rating.ended]
 
     def _reread(self, job: Job) -> None:
         """Read the end of answers, or of the prompt, again for what a model says of it."""
         op = job.op
         assert isinstance(op, LogProbs | Preferences | Score)
+        name = op.model if isinstance(op, LogProbs) else op.guide if isinstance(op, Preferences) else op.reward
         passages = []
         for index, sequence in enumerate((job.prompt,) if isinstance(op, Preferences) else op.sequences):
             lane = sequence.base
@@ -95,10 +110,25 @@ class Scoring:
                 assert isinstance(guide, HeadGuide)
                 job.rewards = self._in_room(job, passages, partial(self._reader.values, guide))
         except GuideError as error:
-            add(self._stats.guide_errors, error.guide, 1)
-            self._fail(job, error)
+            self._fail(job, self._blame(error.guide, error, job))
             return
+        except Exception as error:
+            if name == BASE:
+                raise
+            self._fail(job, self._blame(name, error, job))
+            return
+        self._circuits.succeeded((name,))
         self._resume(job)
+
+    def _blame(self, name: str, error: Exception, asked: Job | Rating) -> GuideError:
+        """Count that a guide failed on what was asked; the error that its requests end with."""
+        add(self._stats.guide_errors, name, 1)
+        if not isinstance(error, _Crowded) and not isinstance(error.__cause__, InvalidRequest):  # a template refused
+            self._circuits.failed(name, asked)
+        if isinstance(error, GuideError):
+            return error
+        logger.error("guide %r failed", name, exc_info=error)
+        return GuideError(name, type(error).__name__)
 
     def _in_room(self, job: Job, passages: list[Passage], read: Callable[[list[Passage], Charge], list[T]]) -> list[T]:
         """Read passages together or, where their pages do not fit beside each other, half by half."""
@@ -110,7 +140,7 @@ class Scoring:
                 return self._in_room(job, passages[:half], read) + self._in_room(job, passages[half:], read)
             if self._scheduler.preempt(full.pool, passages[0].sequence):
                 return self._in_room(job, passages, read)
-            raise _crowded(passages[0].lane.name) from None
+            raise _Crowded(passages[0].lane.name) from None
 
     def _score(self, name: str, shares: list[Share]) -> None:
         """Score one batch; if that fails, one request at a time finds whose answer it is, and the others go on."""
@@ -124,8 +154,11 @@ class Scoring:
         if failure is not None:
             self._bear(name, shares, failure)
             return
-        read = sum(each.tokens - each.cached for each in judged)
-        add(self._stats.score_seconds, name, perf_counter() - began)
+        self._circuits.succeeded((name,))
+        read, seconds = sum(each.tokens - each.cached for each in judged), perf_counter() - began
+        self._stats.reward_latency.setdefault(name, Tally(SECONDS)).add(seconds)
+        self._stats.reward_batch_size.setdefault(name, Tally(ROWS)).add(len(judged))
+        add(self._stats.score_seconds, name, seconds)
         add(self._stats.score_batches, name, 1)
         add(self._stats.score_items, name, len(judged))
         if read:
@@ -144,7 +177,7 @@ class Scoring:
             if self._scheduler.preempt(error.pool):
                 self._score(name, shares)
             else:
-                self._end(shares[0][0], _crowded(name))
+                self._end(shares[0][0], _Crowded(name))
             return
         if len(shares) > 1:
             for share in shares:
@@ -159,10 +192,7 @@ class Scoring:
         if isinstance(asked, Rating) and isinstance(refused, InvalidRequest):  # the caller's mistake, not the guide's
             asked.fail(InvalidRequest(str(error), param=refused.param, code=refused.code))
             return
-        add(self._stats.guide_errors, name, 1)
-        if not isinstance(error, GuideError):
-            logger.error("guide %r failed", name, exc_info=error)
-            error = GuideError(name, type(error).__name__)
+        error = self._blame(name, error, asked)
         if self._losing and isinstance(asked, Job):
             logger.warning("%s; the answer loses", error)
             self._take(asked, name, [math.nan], 0)
@@ -207,5 +237,8 @@ def _unscored(asked: Job | Rating, room: int) -> list[Pair]:
     return [Pair(asked.request.messages, sequence.text.text) for sequence in sequences]
 
 
-def _crowded(guide: str) -> GuideError:
-    return GuideError(guide, "its page pool is too small for one answer: raise pool_tokens")
+class _Crowded(GuideError):
+    """An answer is too long for the pages of a guide, which says nothing about other answers."""
+
+    def __init__(self, guide: str) -> None:
+        super().__init__(guide, "its page pool is too small for one answer: raise pool_tokens")

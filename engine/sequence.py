@@ -8,6 +8,7 @@ from typing import Self
 from torch import Tensor
 
 from trimtab.engine.duet import Duet
+from trimtab.engine.grammar import GrammarState
 from trimtab.engine.lane import Lane
 from trimtab.engine.measure import Measure, summarise
 from trimtab.engine.pages import PageTable
@@ -37,6 +38,8 @@ class Sequence:
     """its own random stream; a fork gets the next unused one"""
     duet: Duet | None = None
     """which of two models speaks, where the plan has a gate"""
+    grammar: GrammarState | None = None
+    """how far the answer has come in the grammar that it must satisfy, if there is one"""
     voice: int | None = None
     """the number of the lane that writes alone, the others silent; filled by the program. None: as the plan steers"""
     candidate: bool = True
@@ -133,6 +136,12 @@ class Sequence:
         return summarise(self.measures, against_base=self.plan.variant == PLAIN or self.plan.reference is not None)
 
     @property
+    def shaped(self) -> bool:
+        """Whether more than the base's logits and the answer's edits shape the scores, or what is measured of them."""
+        told = self.plan.measured or self.plan.gate is not None
+        return self.plan.shaped or (self.grammar is not None and told)
+
+    @property
     def stored(self) -> bool:
         """Whether every lane can go on."""
         return all(lane.unstored <= 0 for lane in self.lanes)
@@ -152,8 +161,12 @@ class Sequence:
             self.stop_reason = token if token in self.plan.sampling.stop_token_ids else None
         else:
             text = self.text.push(token)
+            if self.grammar is not None:
+                self.grammar.take(token)
             if self.text.stopped is not None:
                 self.finish, self.stop_reason = "stop", self.text.stopped
+            elif self.grammar is not None and self.grammar.complete:
+                self.finish = "stop"
             elif len(self.tokens) >= self.limit:
                 self.finish = "length"
         return text if self.finish is None else text + self.text.flush()
@@ -179,6 +192,7 @@ class Sequence:
                 streams=self.streams,
                 stream=next(self.streams),
                 duet=None if self.duet is None else self.duet.fork(),
+                grammar=None if self.grammar is None else self.grammar.fork(),
                 voice=self.voice,
                 candidate=self.candidate,
                 value=self.value,
@@ -207,6 +221,8 @@ class Sequence:
         self.finish = self.stop_reason = self.reward = self.value = self.proposal = None
         self.capped = False
         self.text = self.text.restart(self.answer)
+        if self.grammar is not None:
+            self.grammar.trim(generated)
 
     def free(self) -> None:
         """Give the pages back for good; the tokens and the text stay readable."""

@@ -39,6 +39,10 @@ class EngineSettings(BaseModel):
     compile: bool = Field(False, description="compile the sampler on a CPU; needs a C++ compiler")
     max_rows: int = Field(64, ge=1, description="sequences that decode at the same time, over all requests")
     max_waiting: int = Field(512, ge=1, description="requests that may wait for rows and pages")
+    max_waiting_rows: int = Field(2048, ge=1, description="sequences that waiting requests would decode at once")
+    max_waiting_tokens: int = Field(
+        4_194_304, ge=1, description="tokens of waiting requests: their prompts, and room for one answer each"
+    )
     prefill_tokens: int = Field(512, ge=1, description="prompt tokens computed between two decode steps")
     score_pairs: int = Field(32, ge=1, description="answers scored by one reward between two decode steps")
     max_candidates: int = Field(
@@ -47,6 +51,10 @@ class EngineSettings(BaseModel):
     reward_errors: Literal["fail", "lose"] = Field(
         "fail", description="when a reward fails on an answer: fail the request, or let the answer lose"
     )
+    guide_failures: int = Field(
+        3, ge=1, description="failures in a row after which requests that need a guide are refused for a while"
+    )
+    guide_retry_after: float = Field(30.0, gt=0.0, description="seconds of that while; then one request may try")
     prefix_cache: bool = Field(True, description="share the pages of equal prefixes between requests")
     packed: bool = Field(True, description="repack weights for the CPU; the plain copies are dropped")
     trust_remote_code: bool = Field(False, description="run Python code that a hub model brings along")

@@ -16,12 +16,12 @@ from trimtab.engine.candidates import CandidateSets, Shortlist
 from trimtab.engine.errors import GuideError
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.lane import Lane
+from trimtab.engine.limits import StepLimits
 from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.scores import Scores
 from trimtab.engine.sequence import Sequence as Row
 from trimtab.engine.values import Scorer, Values
-from trimtab.kernels.edits import Edits
 from trimtab.kernels.mixing import Aux, Placement, power_mean
 from trimtab.kernels.steer_sample import steered_scores
 
@@ -84,24 +84,28 @@ class Steering:
             reference=None if reference is base else reference,
         )
 
-    def apply(self, base: Tensor, edits: Edits | None, outputs: Outputs, score: Scorer) -> Scores:
+    def apply(self, base: Tensor, limits: StepLimits, outputs: Outputs, score: Scorer) -> Scores:
         """Scores of every row from the base's logits (B, V), written out; rows that nothing steers keep theirs."""
         aux, reference = self._aux(outputs), self._reference(base, outputs)
-        z = steered_scores(base, base_weight=self._base_weight, aux=aux, edits=edits, alpha=self._alpha)
+        edits, bitmask, _ = limits
+        z = steered_scores(
+            base, base_weight=self._base_weight, aux=aux, edits=edits, bitmask=bitmask, alpha=self._alpha
+        )
         for i, powered in self._power_means(base, outputs):
-            z[i : i + 1] = steered_scores(powered, edits=None if edits is None else edits.of(slice(i, i + 1)))
+            own = limits.of(slice(i, i + 1))
+            z[i : i + 1] = steered_scores(powered, edits=own.edits, bitmask=own.bitmask)
         scores = Scores(z, reference)
-        found = self._sets.find(base, edits)
+        found = self._sets.find(base, limits)
         self._values.add(scores, found, outputs, score)
         if self._sets.listed.rows:
             z.index_put_((self._sets.listed.index[:, None], found.ids), found.gain, accumulate=True)
         self._sets.exclude(z, found)
         return scores
 
-    def shortlist(self, base: Tensor, edits: Edits | None, outputs: Outputs, score: Scorer) -> tuple[Shortlist, Scores]:
+    def shortlist(self, base: Tensor, limits: StepLimits, outputs: Outputs, score: Scorer) -> tuple[Shortlist, Scores]:
         """The candidates of a batch of short rows, valued; nothing is written for the whole vocabulary."""
         scores = Scores(base, self._reference(base, outputs))
-        found = self._sets.find(base, edits)
+        found = self._sets.find(base, limits)
         self._values.add(scores, found, outputs, score)
         return found, scores
 

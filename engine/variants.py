@@ -7,6 +7,7 @@ of the model is switched: each step says which row is what, and a step of plain 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -131,6 +132,7 @@ class RowTerms:
         self._backend: Backend = backend
         self._rows: tuple[Variant, ...] = ()
         self._adapters: dict[str | None, int] = {None: -1}
+        self._numbers = count()  # of adapters, those that are gone too
         self._terms: dict[int, tuple[PackedMatmul | Plain, LowRankTerm]] = {}  # by id of the host
         self._vectors: dict[str, Mapping[int, Tensor]] = {}
         self._hooked: set[int] = set()
@@ -181,7 +183,7 @@ class RowTerms:
     def add_adapter(self, name: str, adapter: "LowRank") -> None:
         """Take a low-rank adapter of this model in; rows with the variant `name` run through it."""
         self._clear()
-        number = self._adapters[name] = len(self._adapters) - 1  # from 0: None is there from the start
+        number = self._adapters[name] = next(self._numbers)
         places = find_linears(self._model)
         hosts: dict[int, list[str]] = {}
         for path in adapter.factors:
@@ -205,6 +207,17 @@ class RowTerms:
             layers[layer].register_forward_hook(self._layer_hook(layer))
             self._hooked.add(layer)
         self._slots = None
+
+    def remove(self, name: str) -> None:
+        """Forget the adapter or the control vector of this name, if there is one."""
+        self._clear()
+        number = self._adapters.pop(name, None)
+        if number is not None:
+            for _, term in self._terms.values():
+                term.stacks.remove(number)
+            self._newest = self._newest._replace(adapters=self._newest.adapters + 1)
+        if self._vectors.pop(name, None) is not None:
+            self._slots = None
 
     def _stacks(self, place: Place) -> AdapterStacks:
         host = place.host
@@ -263,8 +276,8 @@ class RowTerms:
         if not used:
             return {}
         if self._slots is None or len(used) > self._slots.sums.shape[1]:
-            count = max(MIN_SLOTS, 1 << (len(used) - 1).bit_length())
-            self._slots = _Slots(sorted(self._hooked), count, self._model)
+            most = max(MIN_SLOTS, 1 << (len(used) - 1).bit_length())
+            self._slots = _Slots(sorted(self._hooked), most, self._model)
             self._newest = self._newest._replace(vectors=self._newest.vectors + 1)
         slots = self._slots
         slots.write({each: self._sum(each, slots.layers) for each in used if each not in slots.taken}, used)

@@ -7,12 +7,13 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 
 from jinja2 import TemplateError
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.spelling import Spelling
+from trimtab.engine.templates import reads_tools
 from trimtab.engine.words import split_words
 
 if TYPE_CHECKING:  # transformers takes seconds to import; settings and messages do not need it
@@ -29,6 +30,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    """of an assistant, in OpenAI's form; arguments are objects, as templates want them"""
+    tool_call_id: NotRequired[str]
+    """of a tool's answer"""
 
 
 class Vocabulary:
@@ -54,6 +59,7 @@ class Vocabulary:
         other = copy.copy(self)
         other.tokenizer = copy.copy(self.tokenizer)
         other.tokenizer.chat_template = template
+        other.__dict__.pop("tool_template", None)
         return other
 
     @property
@@ -104,8 +110,9 @@ class Vocabulary:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, object] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[int]:
-        """Return the prompt ids of a conversation under the tokenizer's chat template.
+        """Return the prompt ids of a conversation under the tokenizer's chat template, which may tell of `tools`.
 
         Raises InvalidRequest when there is no template, when the template refuses the conversation, and for
         lone surrogates.
@@ -124,9 +131,13 @@ class Vocabulary:
             )
         for message in messages:
             check_unicode(message["content"], param="messages")
+        conversation: list[Any] = [
+            {key: value for key, value in message.items() if key in Message.__annotations__} for message in messages
+        ]
         try:
             text = self.tokenizer.apply_chat_template(
-                [{"role": message["role"], "content": message["content"]} for message in messages],
+                conversation,
+                tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -135,6 +146,14 @@ class Vocabulary:
         except (TemplateError, ValueError, TypeError) as error:
             raise InvalidRequest(f"the chat template refuses this conversation: {error}", param="messages") from error
         return self.encode(str(text))  # the template writes the special tokens itself
+
+    @cached_property
+    def tool_template(self) -> str | None:
+        """The chat template that tells the model of functions to call; None where no template does."""
+        if not self.tokenizer.chat_template:
+            return None
+        template: str = self.tokenizer.get_chat_template(tools=[{}])
+        return template if reads_tools(template) else None
 
     def piece(self, previous: int | None, token_id: int) -> bytes:
         """Return what `token_id` adds to a text that ends with the token `previous`; None: an empty text."""
@@ -226,11 +245,13 @@ class TextStream:
         stop: tuple[str, ...] = (),
         include_stop: bool = False,
         skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
+        """`shown` are special tokens that are text all the same."""
         self._vocabulary = vocabulary
         self._stop = stop
         self._include_stop = include_stop
-        self._skipped = vocabulary.special_ids if skip_special else frozenset()
+        self._skipped = vocabulary.special_ids - shown if skip_special else frozenset()
         self._longest = max(map(len, stop), default=0)
         self._utf8 = _UTF8("replace")  # holds the bytes of an incomplete character
         self._previous: int | None = None

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Condition, Thread
+from traceback import clear_frames
+from typing import TypeVar
 
+from trimtab.engine.backlog import Load
 from trimtab.engine.engine import Engine
-from trimtab.engine.errors import Cancelled, Overloaded
+from trimtab.engine.errors import Cancelled, Draining, Overloaded
 from trimtab.engine.job import Request
 from trimtab.engine.rating import Rating
 
@@ -21,18 +24,20 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # ticks that may raise, with no decode step in between, before the engine gives up
 
+T = TypeVar("T")
+
 
 class Worker:
     """Runs one `Engine` in one thread. All methods may be called from any thread and never block for long."""
 
     engine: Engine
 
-    def __init__(self, build: Callable[[], Engine], *, max_waiting: int) -> None:
+    def __init__(self, build: Callable[[], Engine]) -> None:
         """Start the thread and wait until `build` has made the engine there; what `build` raises is raised here."""
         self.failed: Exception | None = None
-        self._max_waiting = max_waiting
         self._inbox: deque[Request | Rating] = deque()
         self._cancelled: deque[object] = deque()
+        self._errands: deque[Callable[[], None]] = deque()
         self._signal = Condition()
         self._draining = False
         self._closing = False
@@ -48,22 +53,49 @@ class Worker:
             yield
 
     def submit(self, request: Request | Rating) -> None:
-        """Queue a request; raises Overloaded when the queue is full or the engine is stopping."""
+        """Queue a request; raises Overloaded when the queue is full, a guide rests, or the engine is stopping."""
+        guides = (request.reward,) if isinstance(request, Rating) else tuple(request.guides)
+        load = request.load
         with self._signal:
-            if self.failed is not None:
-                raise Overloaded("the engine has stopped after repeated errors: restart the server", retry_after=30.0)
-            if self._draining or self._closing:
-                raise Overloaded("the server is shutting down and takes no new requests", retry_after=5.0)
-            queued = len(self._inbox) + len(self.engine.scheduler.waiting) + len(self.engine.scoring.ratings)
-            if queued >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} requests are waiting already; try again later")
+            self._check()
+            if self._draining:
+                raise Draining("the server is shutting down and takes no new requests")
+            self.engine.backlog.check(load)
+            self.engine.circuits.enter(guides)
+            self.engine.backlog.enter(load)
             self._inbox.append(request)
             self._signal.notify()
+
+    def fits(self, load: Load) -> bool:
+        """Whether the queue has room for so much more."""
+        return self.engine.backlog.fits(load)
 
     def cancel(self, handle: object) -> None:
         with self._signal:
             self._cancelled.append(handle)
             self._signal.notify()
+
+    def ask(self, errand: Callable[[], T]) -> "Future[T]":
+        """Run `errand` in the engine's thread, between two ticks and after what was submitted before it.
+
+        What it raises ends its future and nothing else. Raises Overloaded when the engine is stopping.
+        """
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(errand())
+            except Exception as error:
+                clear_frames(error.__traceback__)  # they hold what was loaded until it failed
+                future.set_exception(error)
+
+        with self._signal:
+            self._check()
+            self._errands.append(run)
+            self._signal.notify()
+        return future
 
     def drain(self) -> None:
         """Refuse new requests; those submitted go on."""
@@ -75,6 +107,13 @@ class Worker:
             self._closing = True
             self._signal.notify()
         self._thread.join()
+
+    def _check(self) -> None:
+        """Raise Overloaded unless the thread goes on."""
+        if self.failed is not None:
+            raise Overloaded("the engine has stopped after repeated errors: restart the server", retry_after=30.0)
+        if self._closing:
+            raise Draining("the server is shutting down and takes no new requests")
 
     def _run(self, build: Callable[[], Engine], built: "Future[Engine]") -> None:
         try:
@@ -101,6 +140,7 @@ class Worker:
                 if failures == MAX_FAILURES:
                     with self._signal:
                         self.failed = error
+                    self.engine.stats.stopped = True
                     break
         self._take_in()
         self.engine.fail_all(self.failed or Cancelled("the engine was closed"))
@@ -108,15 +148,16 @@ class Worker:
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when the thread should end."""
         with self._signal:
-            while not (self._inbox or self._cancelled or self._closing) and self.engine.idle:
+            while not (self._inbox or self._cancelled or self._errands or self._closing) and self.engine.idle:
                 self._signal.wait()
             return not self._closing
 
     def _take_in(self) -> None:
-        """Hand the engine what arrived and what was given up since the last tick."""
+        """Hand the engine what arrived, what was given up and what was asked for since the last tick."""
         with self._signal:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, deque()
+            errands, self._errands = self._errands, deque()
         for request in arrived:
             if isinstance(request, Rating):
                 self.engine.rate(request)
@@ -124,3 +165,5 @@ class Worker:
                 self.engine.submit(request)
         for handle in cancelled:
             self.engine.cancel(handle)
+        for errand in errands:
+            errand()

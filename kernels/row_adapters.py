@@ -42,6 +42,22 @@ class AdapterStacks:
         self.starts = torch.cat((self.starts, self.starts.new_tensor([*gap, last])))
         self.width = max(self.width, len(down))
 
+    def remove(self, number: int) -> None:
+        """Take an adapter out, if it is here; its number stays behind as a gap."""
+        if number not in self.spans:
+            return
+        first, last = self.spans.pop(number)
+        rank = last - first
+        self.owners = self.owners[:first] + self.owners[last:]
+        self.down = torch.cat((self.down[:first], self.down[last:]))
+        self.up = torch.cat((self.up[:first], self.up[last:]))
+        self.starts = torch.where(self.starts > first, self.starts - rank, self.starts)
+        self.spans = {
+            other: (start - rank, stop - rank) if start >= last else (start, stop)
+            for other, (start, stop) in self.spans.items()
+        }
+        self.width = max((stop - start for start, stop in self.spans.values()), default=0)
+
 
 class Selected(NamedTuple):
     """What the torch path adds to one product."""

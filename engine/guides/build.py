@@ -42,6 +42,7 @@ from trimtab.engine.guides.folders import (
     read_card,
 )
 from trimtab.engine.guides.heads import LinearHead, ValueHead
+from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.guides.preference import PreferenceHead
 from trimtab.engine.guides.vectors import load_vectors
 from trimtab.engine.loading import LoadedModel, attention_block, load_causal_lm, load_classifier
@@ -51,7 +52,7 @@ from trimtab.engine.plan import PLAIN, Variant
 from trimtab.engine.rewards.base import Reward
 from trimtab.engine.rewards.causal import CausalReward
 from trimtab.engine.rewards.classifier import ClassifierReward, label_signs, labels_of
-from trimtab.engine.rewards.contract import Contract, ModelReward, examine
+from trimtab.engine.rewards.contract import ModelReward, examine
 from trimtab.engine.rewards.program import Program, ProgramReward
 from trimtab.engine.runner import READ_ROWS, ModelRunner
 from trimtab.engine.settings import CPU_POOL, EngineSettings
@@ -59,19 +60,6 @@ from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Guides:
-    """Everything that the configuration names, loaded."""
-
-    by_name: Mapping[str, Guide]
-    rewards: Mapping[str, Reward]
-    """of whole answers"""
-    cards: Mapping[str, Card]
-    """of the guides whose folder has one"""
-    contracts: Mapping[str, Contract]
-    """of the rewards that are models"""
 
 
 def build_guides(
@@ -96,7 +84,7 @@ def build_guides(
         if card is not None:
             cards[name] = card
     contracts = {name: examine(reward) for name, reward in rewards.items() if isinstance(reward, ModelReward)}
-    return Guides(guides, rewards, cards, contracts)
+    return Guides(base, dict(configs), guides, rewards, cards, contracts)
 
 
 def brings_model(config: GuideConfig) -> TypeGuard[LanguageConfig | RewardModelConfig | ValueConfig]:

@@ -113,4 +113,4 @@ class CausalReward:
         return torch.stack([ends[index] for index in range(len(rows))])
 
     def _table(self) -> PageTable:
-        return PageTable(self._model.runner.pool, self._model.salt + self._variant.salt)
+        return PageTable(self._model.runner.pool, self._model.salt_of(self._variant))

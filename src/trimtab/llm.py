@@ -1,48 +1,48 @@
 """The engine as a Python object: for scripts and notebooks, and what the server is built on."""
 
+import gc
 import secrets
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from tqdm import tqdm
 
+from trimtab.decoders.floor import Floor
 from trimtab.decoders.params import require_reward
 from trimtab.decoders.registry import strategies
 from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
-from trimtab.decoders.steer.draft import Draft
-from trimtab.engine.device import check_dtype, find_device
+from trimtab.engine.backlog import Load
+from trimtab.engine.device import bound_caches
 from trimtab.engine.engine import Engine
-from trimtab.engine.errors import InvalidRequest
-from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide
-from trimtab.engine.guides.build import build_guides, model_runner, page_pool
+from trimtab.engine.errors import GuideInUse, InvalidRequest, Overloaded
+from trimtab.engine.grammar import Grammar, Grammars
+from trimtab.engine.guides.base import Guide
 from trimtab.engine.guides.card import Card
-from trimtab.engine.guides.prompts import guide_prompt
+from trimtab.engine.guides.config import GuideConfig
+from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.job import Opener, Opening, Request
-from trimtab.engine.loading import load_causal_lm
-from trimtab.engine.memory import MemoryPlan, memory_errors, plan_device
 from trimtab.engine.model import Model
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
 from trimtab.engine.rating import Rating
 from trimtab.engine.results import Deliver, EngineStats, Event, Failure, Result
 from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.rewards.contract import Contract
-from trimtab.engine.sampling import SamplingParams
+from trimtab.engine.sampling import MAX_LOGPROBS, SamplingParams
 from trimtab.engine.settings import EngineSettings
 from trimtab.engine.sources import short_name
-from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Message, TextStream, Vocabulary
+from trimtab.compiling import Compiler, text_of
 from trimtab.engine.worker import Worker
-from trimtab.prompts import Prompts
+from trimtab.offline import run_all
 from trimtab.room import answer_room
+from trimtab.stock import Stock
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,22 @@ class GenerationRequest:
     continue_final_message: bool = False
     progress: bool = False
     """tell of the search's progress, as events"""
+    priority: int = 0
+    """lower ones are served first, whatever waits behind them"""
     add_special_tokens: bool = True
     """for text prompts: let the tokenizer add what it puts before a text (BOS)"""
+    grammar: Grammar | None = None
+    """what every answer must satisfy, but a refusal to answer (rule `abstain`)"""
+    prompt_logprobs: int | None = None
+    """tell of each token of the prompt its log-probability under the base, and so many best tokens beside it"""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """functions that the chat template tells the model of, in OpenAI's form"""
+    shown_tokens: frozenset[int] = frozenset()
+    """special tokens that stand in the text, though `skip_special_tokens` leaves out the others"""
+    floor: Floor | None = None
+    """the operator's, which `decoding` is laid upon"""
+    trusted: bool = False
+    """`decoding` is the operator's own, too: it may name what the floor is made of"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,18 @@ class PreparedRequest:
     rows: int
     opener: Opener
     """of other conversations that the search may hold"""
+    needs: Mapping[str, object] = field(default_factory=dict)
+    """what the request asks of guides, by name: the guides, and rewards that are none, as they were when it was made"""
+
+    @property
+    def guides(self) -> frozenset[str]:
+        """Names of the guides that the request needs."""
+        return frozenset(self.needs)
+
+    @property
+    def load(self) -> Load:
+        """What it adds to the queue."""
+        return Load(1, self.rows, len(self.prompt_ids) + self.max_tokens)
 
     @property
     def strategy(self) -> str:
@@ -106,55 +132,49 @@ class LLM:
         self.settings = settings if model is None else settings.with_model(model)
         self.model_name = short_name(self.settings.model)
         self.stats = EngineStats()
-        self.memory: MemoryPlan | None = None
-        """of the GPU; filled before anything is loaded there"""
-        self._worker = Worker(self._build, max_waiting=settings.max_waiting)
+        self._grammars = Grammars()
+        self._worker = Worker(self._build)
 
     def _build(self) -> Engine:
         """Load everything; runs in the engine's thread."""
-        settings = self.settings
         strategies()  # a strategy that cannot be imported shows now, not at the first request
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        device = find_device(settings.device)
-        self.memory = plan_device(settings, device) if device.type == "cuda" else None
-        if self.memory is not None:
-            settings = settings.model_copy(update={"pool_tokens": self.memory.tokens})
-        with memory_errors(device, self.memory):
-            self._load(settings, device)
-        return Engine(self.models, self.guides, self.rewards, settings, self.stats)
+        bound_caches()
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        self._stock = Stock(self.settings)
+        self._base, self.memory = self._stock.base, self._stock.memory
+        self.vocabulary, self.context_length = self._base.vocabulary, self._base.context_length
+        return Engine(self.models, self.guides, self.rewards, self.settings, self.stats)
 
-    def _load(self, settings: EngineSettings, device: torch.device) -> None:
-        """Load the base and its guides, with page pools of as many tokens as `settings` say."""
-        loaded = load_causal_lm(
-            settings.model, dtype=settings.dtype, device=device, trust_remote_code=settings.trust_remote_code
-        )
-        check_dtype(loaded.dtype, device)
-        if settings.chat_template is not None:
-            loaded.tokenizer.chat_template = read_template(settings.chat_template)
-        pool = page_pool(settings, settings.pool_tokens)
-        runner = model_runner(loaded.model, pool, settings)
-        self.vocabulary = Vocabulary(loaded.tokenizer, runner.vocab_size)
-        self.context_length = min(
-            settings.context_length or loaded.context_length, loaded.context_length, pool.total * pool.page_size
-        )
-        salt = loaded.fingerprint.encode()
-        self._base = Model(BASE, runner, self.vocabulary, self.context_length, loaded.eos_ids, salt)
-        guides = build_guides(settings.guides, self._base, settings, device)
-        self.guides: Mapping[str, Guide] = guides.by_name
-        self.rewards: Mapping[str, Reward] = guides.rewards
-        self.cards: Mapping[str, Card] = guides.cards
-        self.contracts: Mapping[str, Contract] = guides.contracts
-        self._translations = {
-            name: guide.translation
-            for name, guide in self.guides.items()
-            if isinstance(guide, LanguageGuide | ScorerGuide)
-        }
-        self.models = {BASE: self._base} | {
-            name: guide.model
-            for name, guide in self.guides.items()
-            if isinstance(guide, LanguageGuide | ScorerGuide) and guide.model is not self._base
-        }
+    @property
+    def loaded(self) -> Guides:
+        """The base and its guides as they are now."""
+        return self._stock.guides
+
+    @property
+    def guides(self) -> Mapping[str, Guide]:
+        """What is loaded, by name. As the four that follow it is replaced, not changed, when a guide comes or goes."""
+        return self.loaded.by_name
+
+    @property
+    def rewards(self) -> Mapping[str, Reward]:
+        """What scores whole answers."""
+        return self.loaded.rewards
+
+    @property
+    def cards(self) -> Mapping[str, Card]:
+        """Of the guides whose folder has one."""
+        return self.loaded.cards
+
+    @property
+    def contracts(self) -> Mapping[str, Contract]:
+        """Of the rewards that are models."""
+        return self.loaded.contracts
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The base, and what guides have brought."""
+        return self.loaded.models
 
     @property
     def failed(self) -> Exception | None:
@@ -164,11 +184,20 @@ class LLM:
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
         spec = DecodingSpec.parse(request.decoding)
-        spec.check(choices=request.n, rewards=self._judges)
+        if request.floor is not None:
+            request.floor.check_conversation(request.messages or (), request.tools, self.vocabulary)
+            spec, _ = request.floor.apply(spec, choices=request.n, trusted=request.trusted)
+        loaded = self.loaded  # one view, whatever comes and goes meanwhile
+        spec.check(choices=request.n, rewards=loaded.judges)
         if request.sampling.logprobs is not None and spec.search.others_write:
             raise InvalidRequest(
                 f"logprobs are those of the base, and under {spec.strategy!r} another model may write: leave them out",
                 param="logprobs",
+            )
+        if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= MAX_LOGPROBS:
+            raise InvalidRequest(
+                f"prompt_logprobs must be between 0 and {MAX_LOGPROBS}, not {request.prompt_logprobs}",
+                param="prompt_logprobs",
             )
         rows = spec.program.rows(request.n)
         if rows > self.settings.max_candidates:
@@ -186,16 +215,32 @@ class LLM:
             if max(ids, default=0) >= size:
                 raise InvalidRequest(f"{name}: token id {max(ids)} is outside the vocabulary of {size}", param=name)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        prompts, plan = self._compile(request, spec, sampling, seed)
+        compiler = Compiler(loaded, request, spec, sampling, seed)
+        prompt, plan, named = compiler.compile(request)
+        if request.grammar is not None:
+            self._grammars.start(request.grammar, self.vocabulary)
         if plan.gate is not None and not self.vocabulary.exact:
             raise InvalidRequest(
                 f"{spec.strategy} carries text between two vocabularies, and the base's does not spell bytes exactly",
                 param="decoding.strategy",
             )
         field = "prompt" if request.messages is None else "messages"
-        max_tokens = answer_room(self.models, len(prompts.base), plan, field=field)
-        opener = partial(self._open, request, spec, sampling, seed, max_tokens)
-        return PreparedRequest(request, prompts.base, spec, plan, max_tokens, rows, opener)
+        max_tokens = answer_room(loaded.models, len(prompt), plan, field=field)
+        opener = partial(compiler.open, max_tokens)
+        needs = {name: loaded.by_name.get(name, loaded.rewards.get(name)) for name in named}
+        return PreparedRequest(request, prompt, spec, plan, max_tokens, rows, opener, needs)
+
+    def check(self, decoding: Mapping[str, Any]) -> None:
+        """Raise InvalidRequest unless requests that decode like this can run here."""
+        if self.vocabulary.tokenizer.chat_template:
+            request = GenerationRequest(messages=(Message(role="user", content="a"),), decoding=decoding)
+        else:
+            request = GenerationRequest(prompt="a", decoding=decoding)
+        self.prepare(request)
+
+    def check_floor(self, floor: Floor) -> None:
+        """Raise InvalidRequest unless the guides here can do what a floor wants of them."""
+        floor.check(self.guides, self.loaded.judges, self._base.runner.vocab_size)
 
     def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
         """Start a request; `deliver` gets its events from the engine's thread. Raises Overloaded."""
@@ -212,26 +257,35 @@ class LLM:
                 messages=messages,
                 program=prepared.spec.program,
                 plan=prepared.plan,
-                text=_text(self.vocabulary, sampling),
+                text=text_of(self.vocabulary, sampling, request.shown_tokens),
                 choices=request.n,
                 rows=prepared.rows,
                 max_tokens=prepared.max_tokens,
                 budget=prepared.spec.budget,
                 progress=request.progress,
                 opener=prepared.opener,
-                translations=self._translations,
+                grammar=None if request.grammar is None else partial(self._grammars.start, request.grammar),
+                translations=self.loaded.translations,
                 salt=request.cache_salt.encode(),
+                prompt_logprobs=request.prompt_logprobs,
+                strategy=prepared.strategy,
+                priority=request.priority,
+                guides=prepared.needs,
             )
         )
 
-    def judge(self, reward: str, pairs: Sequence[Pair]) -> "Future[list[Judgement]]":
+    def fits(self, prepared: PreparedRequest) -> bool:
+        """Whether the queue has room for a request now."""
+        return self._worker.fits(prepared.load)
+
+    def judge(self, reward: str, pairs: Sequence[Pair], *, priority: int = 0) -> "Future[list[Judgement]]":
         """Queue answers for a reward guide; the future may be cancelled. Works in any thread, and waits for nothing.
 
         It fails with GuideError if the reward does, and with InvalidRequest if its chat template refuses a
         conversation. Raises InvalidRequest for a guide that is no reward, and Overloaded.
         """
         require_reward(reward, self.rewards, path="reward")
-        rating = Rating(reward, tuple(pairs))
+        rating = Rating(reward, tuple(pairs), priority)
         if rating.pairs:
             self._worker.submit(rating)
         else:
@@ -254,6 +308,50 @@ class LLM:
     def drain(self) -> None:
         """Refuse new requests with Overloaded; those submitted go on."""
         self._worker.drain()
+
+    def interrupt_all(self) -> None:
+        """End all requests soon: searches with the best that they have, the others with Draining. Any thread, any time.
+
+        An engine that has stopped has ended them already.
+        """
+        with suppress(Overloaded):
+            self._worker.ask(self._worker.engine.interrupt_all)
+
+    def load_guide(self, name: str, config: GuideConfig) -> "Future[None]":
+        """Load one more guide. Runs in the engine's thread, so that nothing is decoded while it lasts.
+
+        The future fails with what loading raises, or InvalidRequest if the name is taken, and then everything is as it
+        was. Raises Overloaded when the engine is stopping.
+        """
+
+        def load() -> None:
+            self._stock.add(name, config)
+            self._adopt(name)
+
+        return self._worker.ask(load)
+
+    def unload_guide(self, name: str) -> "Future[None]":
+        """Forget a guide and free its memory. Runs in the engine's thread.
+
+        The future fails with GuideInUse while requests use the guide, and with InvalidRequest if there is none of the
+        name. Raises Overloaded when the engine is stopping.
+        """
+
+        def unload() -> None:
+            if users := self._worker.engine.uses(name):
+                raise GuideInUse(name, users)
+            self._stock.remove(name)
+            self._adopt(name)
+
+        return self._worker.ask(unload)
+
+    def _adopt(self, name: str) -> None:
+        """Let the engine run what is loaded now; `name` came or went."""
+        engine, loaded = self._worker.engine, self.loaded
+        self.settings = self.settings.model_copy(update={"guides": dict(loaded.configs)})
+        engine.adopt(loaded.models, loaded.by_name, loaded.rewards)
+        engine.circuits.forget(name)
+        gc.collect()  # modules and hooks refer to each other
 
     def close(self) -> None:
         """Stop the engine's thread; requests still running end with Cancelled."""
@@ -301,98 +399,9 @@ class LLM:
     ) -> None:
         self.close()
 
-    @property
-    def _judges(self) -> Collection[str]:
-        """What can score answers: rewards, and value heads of one value."""
-        heads = (name for name, guide in self.guides.items() if isinstance(guide, HeadGuide) and guide.head.width == 1)
-        return [*self.rewards, *heads]
-
-    def _compile(
-        self, request: GenerationRequest, spec: DecodingSpec, sampling: SamplingParams, seed: int
-    ) -> tuple[Prompts, SteerPlan]:
-        """What the models read, and the plan that steers by it."""
-        prompts = Prompts(request, self._base, self.guides)
-        draft = Draft(self.guides, prompts, self._base.runner.vocab_size)
-        spec.steer(draft)
-        plan = draft.compile(
-            sampling, seed=seed, eos_ids=self._base.eos_ids, trace=spec.trace == "tokens", measured=spec.measured
-        )
-        return prompts, plan
-
-    def _open(
-        self,
-        request: GenerationRequest,
-        spec: DecodingSpec,
-        sampling: SamplingParams,
-        seed: int,
-        max_tokens: int,
-        messages: Sequence[Message],
-        model: str,
-    ) -> Opening:
-        """Another conversation of a request, for the base as the request steers it, or for a guide alone."""
-        if model == BASE:
-            other = replace(request, prompt=None, messages=tuple(messages), continue_final_message=False)
-            prompts, plan = self._compile(other, spec, sampling, seed)
-            room = answer_room(self.models, len(prompts.base), _longest(plan), field="decoding")
-            limit = len(prompts.base) + min(max_tokens, room)
-            return Opening(prompts.base, plan, _text(self.vocabulary, sampling), limit)
-        guide = self.guides[model]
-        assert isinstance(guide, LanguageGuide)  # admission
-        prompt = array("q", guide_prompt(model, guide.vocabulary, messages))
-        own = sampling.model_copy(update={"logit_bias": {}, "stop_token_ids": (), "logprobs": None})
-        limit = min(len(prompt) + max_tokens, guide.model.context_length)
-        if limit <= len(prompt):
-            raise InvalidRequest(
-                f"guide {model!r} holds {limit} tokens and its conversation has {len(prompt)}: shorten the prompt or "
-                "the answer",
-                param="decoding",
-            )
-        plan = SteerPlan(own, seed, guide.model.eos_ids, guide.variant)
-        lane = LanePlan(model, guide.model.name, prompt, guide.variant)
-        return Opening(prompt, plan, _text(guide.vocabulary, own), limit, lane)
-
     def _run(self, requests: list[GenerationRequest], progress: bool) -> list[Result]:
         """Run all requests at once and wait; the first failure cancels the rest and is raised."""
-        ready = [self.prepare(request) for request in requests]
-        events: SimpleQueue[tuple[object, Event]] = SimpleQueue()
-        handles = [object() for _ in ready]
-        results: dict[object, Result] = {}
-
-        def deliver(batch: list[tuple[object, Event]]) -> None:
-            for item in batch:
-                events.put(item)
-
-        waiting = iter(zip(ready, handles, strict=True))
-        try:
-            with tqdm(total=len(ready), unit="request", disable=not progress) as bar:
-                with self._worker.together():  # so that the batches do not depend on timing
-                    for prepared, handle in islice(waiting, self.settings.max_waiting):
-                        self.submit(prepared, handle, deliver)
-                while len(results) < len(ready):
-                    handle, event = events.get()
-                    if isinstance(event, Failure):
-                        raise event.error
-                    if isinstance(event, Result):
-                        results[handle] = event
-                        bar.update()
-                        for prepared, following in waiting:
-                            self.submit(prepared, following, deliver)
-                            break
-        except BaseException:
-            for handle in handles:
-                self.cancel(handle)
-            raise
-        return [results[handle] for handle in handles]
-
-
-def _text(vocabulary: Vocabulary, sampling: SamplingParams) -> TextStream:
-    """The text of an answer, with what stops it."""
-    return TextStream(
-        vocabulary,
-        stop=sampling.stop,
-        include_stop=sampling.include_stop_str_in_output,
-        skip_special=sampling.skip_special_tokens,
-    )
+        return run_all(self, [self.prepare(each) for each in requests], self._worker.together(), progress=progress)
 
 
 def _one_each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
@@ -401,8 +410,3 @@ def _one_each(sampling: SamplingParams | Sequence[SamplingParams] | None, count:
     if len(sampling) != count:
         raise InvalidRequest(f"{len(sampling)} sampling parameters for {count} prompts: give one for each, or one")
     return sampling
-
-
-def _longest(plan: SteerPlan) -> SteerPlan:
-    """The plan of an answer as long as there is room for."""
-    return replace(plan, sampling=plan.sampling.model_copy(update={"max_tokens": None}))

@@ -92,6 +92,7 @@ class Prompts:
                 add_generation_prompt=request.add_generation_prompt,
                 continue_final_message=request.continue_final_message,
                 template_kwargs=request.chat_template_kwargs,
+                tools=request.tools,
             )
         elif isinstance(prompt, str):
             ids = vocabulary.encode(prompt, add_special_tokens=request.add_special_tokens)

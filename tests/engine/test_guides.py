@@ -28,10 +28,11 @@ from transformers import (
 
 from trimtab.engine.errors import GuideError, ModelLoadError
 from trimtab.engine.guides.base import HeadGuide, LanguageGuide, ScorerGuide, TextGuide, VectorGuide
-from trimtab.engine.guides.build import Guides, build_guides
+from trimtab.engine.guides.build import build_guides
 from trimtab.engine.guides.card import Card, Kind, identity
 from trimtab.engine.guides.config import GuideConfig, LanguageConfig, RewardModelConfig, ValueConfig, VectorConfig
 from trimtab.engine.guides.heads import ValueHead
+from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.loading import load_causal_lm
 from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool, PageTable

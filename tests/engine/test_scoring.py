@@ -160,8 +160,8 @@ def test_everything_queued_ends_with_the_engine() -> None:
 def test_callers_queue_up_to_the_limit_and_until_the_engine_stops() -> None:
     gate, reward = Gate(), Batched()
     reward.judge = gate.before(reward.judge)  # type: ignore[method-assign]
-    made = toy(reward)
-    worker = Worker(lambda: made.engine, max_waiting=2)
+    made = toy(reward, max_waiting=2)
+    worker = Worker(lambda: made.engine)
     first, second, third = (Rating("length", [Pair((), answer)]) for answer in ("a", "bb", "ccc"))
     worker.submit(first)
     gate.reach(1)

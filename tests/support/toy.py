@@ -6,6 +6,7 @@ the row, so a page that is shared, copied, trimmed or evicted wrongly changes an
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from trimtab.decoders.floor import Floor
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import Draft, PromptView
 from trimtab.engine.alignment import Translation
 from trimtab.engine.engine import Engine
+from trimtab.engine.grammar import Grammar, Grammars
 from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, PreferenceGuide, ScorerGuide, VectorGuide
 from trimtab.engine.guides.heads import ValueHead
 from trimtab.engine.guides.preference import PreferenceHead
@@ -86,6 +89,9 @@ class ToyRunner:
     def prefill(self, chunks: Sequence[Chunk]) -> None:
         self._write(chunks)
         self.prefilled += sum(len(chunk.tokens) for chunk in chunks)
+
+    def read(self, chunks: Sequence[Chunk]) -> Tensor:
+        return self.decode(chunks).logits
 
     def decode(self, chunks: Sequence[Chunk], edits: Sequence[Edit] = ()) -> Decoded:
         self._write(chunks)
@@ -177,6 +183,7 @@ class Toy:
     ) -> None:
         self.settings = settings or EngineSettings(max_rows=4096, score_pairs=4096, guides={})
         self.vocabulary = Vocabulary(byte_tokenizer())
+        self.grammars = Grammars()
         self._pages = pages, page_size
         self._eos = frozenset() if eos is None else frozenset({eos})
         self.base = self._model(BASE, logits, features)
@@ -247,11 +254,17 @@ class Toy:
         salt: bytes = b"",
         messages: tuple[Message, ...] = (),
         progress: bool = False,
+        priority: int = 0,
+        prompt_logprobs: int | None = None,
+        grammar: Grammar | None = None,
+        floor: Floor | None = None,
     ) -> object:
         """Queue a request; returns its handle."""
         sampling = sampling or SamplingParams()
         handle = object()
         spec = DecodingSpec.parse(decoding)
+        if floor is not None:
+            spec, _ = floor.apply(spec, choices=n)
         max_tokens = 8 if sampling.max_tokens is None else sampling.max_tokens
         rows = spec.program.rows(n)
         self.events[handle] = []
@@ -282,6 +295,10 @@ class Toy:
                 progress=progress,
                 opener=opener,
                 salt=salt,
+                strategy=spec.strategy,
+                priority=priority,
+                prompt_logprobs=prompt_logprobs,
+                grammar=None if grammar is None else partial(self.grammars.start, grammar),
             )
         )
         return handle

@@ -1,6 +1,7 @@
 """A tiny served model as its clients see it: requests, answers, connections to drop, metrics."""
 
 import json
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,8 +56,14 @@ def leaving(url: str, body: Mapping[str, Any], path: str = CHAT) -> socket.socke
 
 
 def metrics(url: str) -> dict[str, float]:
-    lines = httpx2.get(url + "/metrics").text.splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    """Every sample of /metrics by its name and labels, without the label `model`: the sum over the models."""
+    told: dict[str, float] = {}
+    for line in httpx2.get(url + "/metrics").text.splitlines():
+        if line[0] != "#":
+            name, _, value = line.rpartition(" ")
+            name = re.sub(r'model="[^"]*",?', "", name).replace(",}", "}").removesuffix("{}")
+            told[name] = told.get(name, 0.0) + float(value)
+    return told
 
 
 def empty(url: str) -> bool:

@@ -14,6 +14,30 @@ from trimtab.engine.vocabulary import Vocabulary
 V, EOS = 5, 4
 PROMPT = [2, 1, 3]
 BYTES, END = 257, 256  # of the byte tokenizer, its EOS last
+BASES: dict[str, dict[str, Any]] = {
+    "args": {"reward": "rm", "w": 0.5, "k": 3},
+    "rad": {"reward": "rm", "k": 3},
+    "fudge": {"classifier": "v", "k": 4},
+    "cd": {"value": "q"},
+    "ivo": {"value": "q"},
+    "vas": {"value": "v", "k": 3},
+    "genarm": {"arm": "a"},
+    "pad": {"arm": "a", "k": 4},
+    "dera": {"aligned": "a"},
+    "mod": {"weights": {"a": 0.5, "base": 0.5}},
+    "proxy_tuning": {"expert": "a", "antiexpert": "b"},
+    "dexperts": {"expert": "a", "antiexpert": "b"},
+    "eft": {"tuned": "a"},
+    "ivl": {"value": "a"},
+    "contrastive": {"amateur": "a"},
+    "cfg": {},
+    "re_control": {"value": "h", "lr": 0.1},
+    "control_vector": {"vector": "c"},
+    "mixture": {"weights": {"a": 0.5}},
+    "candidates": {"top_k": 3},
+    "value": {"guide": "q"},
+}
+"""a request for every method that steers scores"""
 Array = np.ndarray
 Value = Callable[[Sequence[int]], float]
 BASE = random_table(V)
