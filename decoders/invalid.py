@@ -7,6 +7,9 @@ from pydantic import ValidationError
 
 from trimtab.engine.errors import InvalidRequest
 
+VIOLATION = "policy_violation"
+"""the code of what an operator's rules forbid; the server answers it with 403"""
+
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name closest to `name`; None when nothing is close."""

@@ -12,7 +12,7 @@ from trimtab.decoders.registry import Strategy, strategies
 from trimtab.decoders.search.base import Search
 from trimtab.decoders.search.driver import SearchProgram
 from trimtab.decoders.search.sample import Sample
-from trimtab.decoders.select import Rule, parse_rule
+from trimtab.decoders.select import Rule, Watch, parse_rule
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
 from trimtab.engine.budget import Budget
@@ -38,6 +38,12 @@ class DecodingSpec:
     select: Rule | None = None
     """how the choices are found among a search's answers; None: as the strategy has it"""
     budget: Budget = field(default_factory=Budget)
+    laid: tuple[tuple[str, Steer], ...] = ()
+    """parts that the operator's floor lays under those of the request"""
+    watch: Watch | None = None
+    """what the floor demands of the search's end"""
+    asked: "DecodingSpec | None" = None
+    """what the request said, where a floor has changed it"""
 
     @classmethod
     def parse(cls, decoding: Mapping[str, Any] | None) -> "DecodingSpec":
@@ -69,7 +75,7 @@ class DecodingSpec:
     @property
     def program(self) -> Program:
         """What the engine runs."""
-        return SearchProgram(self.search, self.select or self.search.rule())
+        return SearchProgram(self.search, self.select or self.search.rule(), watch=self.watch)
 
     @property
     def search(self) -> Search:
@@ -90,7 +96,7 @@ class DecodingSpec:
     @property
     def temperature(self) -> float | None:
         """Temperature of the strategy, or the first part, whose paper has one, for requests that set none."""
-        named = (self.params, *(part for _, part in self.listed))
+        named = (self.params, *(part for _, part in (*self.listed, *self.laid)))
         return next((each.temperature for each in named if each.temperature is not None), None)
 
     def check(self, *, choices: int, rewards: Collection[str]) -> None:
@@ -111,7 +117,9 @@ class DecodingSpec:
                 draft.weigh(guide, rewards, field=name)
 
     def dump(self) -> dict[str, Any]:
-        """As it is echoed in the response; `parse` of it gives an equal spec."""
+        """As it is echoed in the response, without what a floor added; `parse` of it gives an equal spec."""
+        if self.asked is not None:
+            return self.asked.dump()
         told: dict[str, Any] = {"strategy": self.strategy, **self.params.model_dump()}
         if self.listed:
             told["steer"] = [{"method": method, **part.model_dump()} for method, part in self.listed]
@@ -145,8 +153,9 @@ class DecodingSpec:
     @property
     def _located(self) -> list[tuple[str, Steer]]:
         """The parts, each with its path."""
-        first = [("decoding", self.params)] if isinstance(self.params, Steer) else []
-        return first + [(f"decoding.steer.{i}", part) for i, (_, part) in enumerate(self.listed)]
+        first: list[tuple[str, Steer]] = [("decoding", self.params)] if isinstance(self.params, Steer) else []
+        first += [(f"decoding.steer.{i}", part) for i, (_, part) in enumerate(self.listed)]
+        return first + [(f"floor.steer.{i}", part) for i, (_, part) in enumerate(self.laid)]
 
 
 def _budget(given: object) -> Budget:

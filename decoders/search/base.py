@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from trimtab.decoders.params import Params
 from trimtab.decoders.rewards import Expression
-from trimtab.decoders.select import Argmax, Entry, Rule
+from trimtab.decoders.select import Argmax, Entry, Rule, Watch
 from trimtab.decoders.steer.draft import Draft
 from trimtab.engine.budget import Interrupted
 from trimtab.engine.errors import GuideError, InvalidRequest
@@ -24,6 +24,10 @@ class Scale:
     """per guide: rewards of the base's own answers, where an expression asks for them"""
     preferences: dict[str, dict[str, float]] = field(default_factory=dict)
     """per preference guide that an expression names: the weight of each reward"""
+    known: dict[tuple[str, str, tuple[int, ...]], float] = field(default_factory=dict)
+    """raw rewards of guards, by guide, text and tokens, where something else has asked for them"""
+    pool: list[Sequence] = field(default_factory=list)
+    """what the choices were found among; empty where a search makes one answer for each choice"""
 
 
 @dataclass(slots=True)
@@ -32,11 +36,13 @@ class SearchContext(Context):
 
     select: Rule
     scale: Scale
+    watch: Watch | None = None
+    """what the operator demands of the end"""
 
     @classmethod
-    def of(cls, context: Context, select: Rule, scale: Scale) -> Self:
+    def of(cls, context: Context, select: Rule, scale: Scale, watch: Watch | None = None) -> Self:
         own = {each.name: getattr(context, each.name) for each in fields(Context)}
-        return cls(**own, select=select, scale=scale)
+        return cls(**own, select=select, scale=scale, watch=watch)
 
     def score(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, list[float]]:
         """Rewards of finished answers, noted on the sequences (`reward`, and `rewards` by guide). NaN: a guide failed.
@@ -75,34 +81,66 @@ class SearchContext(Context):
         """
         if all(each.reward is not None and isnan(each.reward) for each in pool):
             raise GuideError(" and ".join(pool[0].rewards), "gave NaN for every candidate")
+        self.scale.pool[:] = pool
         chosen = self.ranked(pool, self.choices)
-        told = {**report, **self.select.report([_entry(each) for each in pool])}
+        told = {**report, **self.select.report([entry(each) for each in pool])}
         candidates = pool if considered is None else considered
         return Answer(chosen, candidates, told) if chosen else self.refuse(candidates, told)
 
     def ranked(self, pool: Many[Sequence], count: int) -> list[Sequence]:
         """The `count` answers that the request's rule selects, best first; none where it would rather say nothing."""
-        return [pool[index] for index in self.select.order([_entry(each) for each in pool], count, self.random)]
+        return [pool[index] for index in self.select.order([entry(each) for each in pool], count, self.random)]
 
     def refuse(self, considered: Many[Sequence], report: Mapping[str, Any] | None = None) -> Answer:
         """Answer with the rule's refusal."""
         refusals = [self.say(self.select.refusal) for _ in range(self.choices)]
         return Answer(refusals, considered, report or {}, stopped_by="abstained")
 
+    def stream(self, sequences: Many[Sequence]) -> None:
+        """Send the text of `sequences` as it grows, unless it may yet be refused."""
+        if not self._may_refuse:
+            Context.stream(self, sequences)
+
     def commit(self, sequence: Sequence, choice: int = 0) -> None:
-        """Send the answer so far as final text of a choice, unless the rule may yet refuse it."""
-        if not self.select.may_refuse:
+        """Send the answer so far as final text of a choice, unless it may yet be refused."""
+        if not self._may_refuse:
             Context.commit(self, sequence, choice)
 
     def commit_shared(self, sequences: Many[Sequence], choice: int = 0) -> None:
-        """Send what all `sequences` begin with, unless the rule may yet refuse it."""
-        if not self.select.may_refuse:
+        """Send what all `sequences` begin with, unless it may yet be refused."""
+        if not self._may_refuse:
             Context.commit_shared(self, sequences, choice)
+
+    def judge(self, sequences: Many[Sequence]) -> Generator[Op, Any, list[dict[str, float]]]:
+        """Raw rewards by the guards' guides, of the very text that would be returned; NaN: a guide failed.
+
+        Answers that the search has given up are read again where that is needed, and freed with the request.
+        """
+        assert self.watch is not None
+        for sequence in sequences:
+            if sequence.finish is None:
+                sequence.text.flush()  # what was held back as the beginning of a stop string is returned, too
+            if sequence not in self.prompt.family:
+                self.prompt.family.append(sequence)
+        for guide in self.watch.guides:
+            unknown = [each for each in sequences if _key(guide, each) not in self.scale.known]
+            if unknown:
+                self._know(guide, unknown, (yield Score(unknown, guide)))
+        return [{guide: self.scale.known[_key(guide, each)] for guide in self.watch.guides} for each in sequences]
+
+    @property
+    def _may_refuse(self) -> bool:
+        return self.watch is not None or self.select.may_refuse
+
+    def _know(self, guide: str, sequences: Many[Sequence], scores: Many[float]) -> None:
+        self.scale.known.update((_key(guide, each), score) for each, score in zip(sequences, scores, strict=True))
 
     def _evaluate(self, sequences: Many[Sequence], reward: Expression) -> Generator[Op, Any, list[float]]:
         raw: dict[str, list[float]] = {}
         for guide in reward.guides:
             raw[guide] = yield Score(sequences, guide)
+            if self.watch is not None and guide in self.watch.guides:
+                self._know(guide, sequences, raw[guide])
         scale = self.scale
         for guide, _ in reward.preferences:
             if guide not in scale.preferences:
@@ -120,7 +158,8 @@ def worth(sequence: Sequence) -> float:
     return -inf if known is None or isnan(known) else known
 
 
-def _entry(sequence: Sequence) -> Entry:
+def entry(sequence: Sequence) -> Entry:
+    """An answer as rules see it."""
     return Entry(
         text=sequence.text.text,
         tokens=tuple(sequence.answer),
@@ -128,6 +167,11 @@ def _entry(sequence: Sequence) -> Entry:
         rewards=sequence.rewards,
         logprob=fsum(each.base_logprob for each in sequence.measures),
     )
+
+
+def _key(guide: str, sequence: Sequence) -> tuple[str, str, tuple[int, ...]]:
+    """Of what a guide has judged: the text, and the tokens that a value head reads."""
+    return guide, sequence.text.text, tuple(sequence.answer)
 
 
 class Search(Params):
@@ -142,6 +186,8 @@ class Search(Params):
     """the parameter to raise where it ends with fewer answers than choices are asked for; `rows_field` if None"""
     measures: ClassVar[bool] = False
     """it reads `Sequence.measures`: log-probabilities, KL and entropy of every token"""
+    own_scores: ClassVar[bool] = False
+    """its answers are chosen by scores of its own, of which the reward is a part that a parameter may turn off"""
 
     def rule(self) -> Rule:
         """How the choices are found among the answers where the request does not say."""

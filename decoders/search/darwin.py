@@ -163,9 +163,7 @@ class Darwin(Search):
     def _rewritten(self, context: SearchContext, instruction: str) -> Generator[Op, Any, list[str]]:
         """What the mutator makes of the instruction; empty where it did not come to an end."""
         asked = [TEMPLATE.format(instruction=instruction, way=way) for way in islice(cycle(WAYS), self.mutations)]
-        helpers = [context.start([Message(role="user", content=each)], self.mutator) for each in asked]
-        for helper in helpers:
-            helper.candidate = False
+        helpers = [context.start([Message(role="user", content=each)], self.mutator, helper=True) for each in asked]
         yield Extend(helpers, self.mutation_tokens)
         for helper in helpers:
             helper.free()

@@ -1,13 +1,14 @@
 """Runs a search for a request: calibration before, and the best so far when the budget ends it early."""
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any
 
 from trimtab.decoders.rewards import Expression
-from trimtab.decoders.search.base import Scale, Search, SearchContext, worth
-from trimtab.decoders.select import Rule
+from trimtab.decoders.search.base import Scale, Search, SearchContext, entry, worth
+from trimtab.decoders.select import Guarded, Rule, Watch
 from trimtab.engine.program import Answer, Context, Extend, Op, Score
 from trimtab.engine.sequence import Sequence
 
@@ -23,6 +24,8 @@ class SearchProgram:
     select: Rule
     scale: Scale = field(default_factory=Scale)
     """of this request; filled as the search runs"""
+    watch: Watch | None = None
+    """what the operator demands of the end"""
 
     def rows(self, choices: int) -> int:
         """Sequences that decode at the same time at most, while calibrating too."""
@@ -30,7 +33,7 @@ class SearchProgram:
 
     def run(self, context: Context) -> Generator[Op, Any, Answer]:
         """The search, after the base's own answers if a reward is measured against them."""
-        own = SearchContext.of(context, self.select, self.scale)
+        own = SearchContext.of(context, self.select, self.scale, self.watch)
         if self._samples:
             yield from self._calibrate(own)
         answer = yield from self.search.run(own)
@@ -39,11 +42,12 @@ class SearchProgram:
             yield from own.score(answer.choices, self._final)
             if not own.ranked(answer.choices, len(answer.choices)):
                 answer = own.refuse(answer.candidates, answer.report)
+        answer = yield from self._watched(own, answer)
         return self._reported(answer)
 
     def interrupted(self, context: Context, reason: str) -> Generator[Op, Any, Answer]:
         """The best finished answers so far, or else the best partial ones; what was streamed stands."""
-        own = SearchContext.of(context, self.select, self.scale)
+        own = SearchContext.of(context, self.select, self.scale, self.watch)
         alive = [each for each in context.prompt.family if each.candidate and each is not context.prompt]
         streamed = sorted((each for each in alive if each.choice is not None), key=lambda each: each.choice or 0)
         if streamed:
@@ -58,6 +62,11 @@ class SearchProgram:
         over = bool(pool) and pool[0].finish is not None
         if over and (not self.select.needs_reward or all(each.reward is not None for each in pool)):
             ranked = own.ranked(pool, len(pool))
+        if self.watch is not None:
+            enough = not self.select.may_refuse or (over and bool(ranked))
+            enough = enough and len(pool) >= self.watch.least * context.choices
+            last = list(dict.fromkeys((*ranked, *alive)))[:LAST_BATCH] if enough else []
+            return self._reported((yield from self._rescued(own, self.watch, last, reason)))
         if self.select.may_refuse and not (over and ranked):
             return self._reported(own.refuse(pool))
         choices: list[Sequence] = []
@@ -66,6 +75,49 @@ class SearchProgram:
             fitting = (each for each in left if context.fits(each, choice))
             choices.append(next(fitting, None) or context.retell(choice))
         return self._reported(Answer(choices, pool, stopped_by=reason))
+
+    def _watched(self, own: SearchContext, answer: Answer) -> Generator[Op, Any, Answer]:
+        """The answer as a floor lets it out: choices that pass every guard, and nothing of the others."""
+        if self.watch is None:
+            return answer
+        if answer.stopped_by == "abstained":
+            return _closed(answer, [])
+        pool = self.scale.pool or list(answer.choices)
+        judged = yield from own.judge(pool)
+        failed = {
+            each: guard for each, scores in zip(pool, judged, strict=True) if (guard := self.watch.failed(scores))
+        }
+        if not failed:
+            return _closed(answer, answer.choices)
+        chosen: list[Sequence | None]
+        told: dict[str, Any] = {}
+        if self.scale.pool:
+            guarded, entries = Guarded(self.select, self.watch), [entry(each) for each in pool]
+            chosen = [pool[index] for index in guarded.order(entries, judged, own.choices, own.random)]
+            told = guarded.report(entries, judged)
+        else:
+            chosen = [None if each in failed else each for each in answer.choices]
+        message = next((failed[each].refusal for each in answer.choices if each in failed), self.watch.refusal)
+        report = {**answer.report, **told}
+        return _closed(self._filled(own, replace(answer, report=report), chosen, message), pool, len(failed))
+
+    def _rescued(
+        self, own: SearchContext, watch: Watch, pool: Many[Sequence], reason: str
+    ) -> Generator[Op, Any, Answer]:
+        """What a search that was ended early may still return under a floor: the best that pass every guard."""
+        judged = yield from own.judge(pool)
+        verdicts = [watch.failed(scores) for scores in judged]
+        passing = [each for each, guard in zip(pool, verdicts, strict=True) if guard is None]
+        message = next((guard.refusal for guard in verdicts if guard is not None), watch.refusal)
+        answer = self._filled(own, Answer([], [], stopped_by=reason), list(passing[: own.choices]), message)
+        return _closed(answer, passing, len(pool) - len(passing))
+
+    def _filled(self, own: SearchContext, answer: Answer, chosen: Many[Sequence | None], message: str) -> Answer:
+        """The answer with these choices, and refusals in the places that are left."""
+        places = [*chosen, *[None] * (own.choices - len(chosen))]
+        choices = [own.say(message) if each is None else each for each in places]
+        passed = any(each is not None for each in places)
+        return replace(answer, choices=choices, stopped_by=answer.stopped_by if passed else "abstained")
 
     def _reported(self, answer: Answer) -> Answer:
         """The answer with the weights that preference guides gave the rewards."""
@@ -94,3 +146,23 @@ class SearchProgram:
             self.scale.calibration[guide] = tuple(score for score in scores if not isnan(score))
         for answer in answers:
             answer.free()
+
+
+def _closed(answer: Answer, known: Collection[Sequence], withheld: int = 0) -> Answer:
+    """The answer without a word of what was not chosen: no other candidates, and no text in the report.
+
+    `known` holds the choices that are answers and no refusals, and perhaps others.
+    """
+    choices = [each for each in answer.choices if each in known]
+    texts = {each.text.text for each in choices}
+    report = {**_wordless(answer.report, texts), "withheld": withheld}
+    return replace(answer, candidates=choices, report=report)
+
+
+def _wordless(told: Any, texts: Collection[str]) -> Any:
+    """A report in which only these texts are left of all strings."""
+    if isinstance(told, dict):
+        return {key: _wordless(value, texts) for key, value in told.items()}
+    if isinstance(told, list | tuple):
+        return [_wordless(value, texts) for value in told]
+    return None if isinstance(told, str) and told not in texts else told

@@ -18,7 +18,8 @@ def _by_name(rules: Iterable[type[Rule]]) -> Mapping[str, type[Rule]]:
 
 
 _ANSWERING = _by_name(get_args(get_args(AnswerRule)[0]))
-_RULES = {**_ANSWERING, **_by_name([Abstain])}
+RULES = {**_ANSWERING, **_by_name([Abstain])}
+"""every rule, by name"""
 
 
 def parse_rule(value: object) -> Rule:
@@ -26,7 +27,7 @@ def parse_rule(value: object) -> Rule:
 
     Raises InvalidRequest that names the key by its path and the nearest valid one.
     """
-    return _parse(value, _RULES, "decoding.select")
+    return _parse(value, RULES, "decoding.select")
 
 
 def _parse(value: object, rules: Mapping[str, type[Rule]], path: str) -> Rule:

@@ -94,6 +94,11 @@ class Draft:
         self._scoring: list[str] = []
         """paths of the fields that shape scores, which a gate has no room for"""
 
+    @property
+    def guides(self) -> frozenset[str]:
+        """Names of the guides that the parts and the search have asked for."""
+        return frozenset(self._roles.named)
+
     def rebase(self, weight: float, *, field: str) -> None:
         """Let the base count `weight` where it would count 1."""
         self._mix(_OWN, weight, field)

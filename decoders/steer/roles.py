@@ -25,6 +25,8 @@ class Roles:
 
     def __init__(self, guides: Mapping[str, Guide], vocab_size: int) -> None:
         self._guides = guides
+        self.named: set[str] = set()
+        """guides that were asked for and found"""
         self._vocab_size = vocab_size
 
     def language(self, name: str, path: str) -> LanguageGuide:
@@ -87,6 +89,7 @@ class Roles:
     def _find(self, name: str, kinds: tuple[type[G], ...], needed: str, path: str) -> G:
         guide = self._guides.get(name)
         if isinstance(guide, kinds):
+            self.named.add(name)
             return guide
         fitting = sorted(each for each, other in self._guides.items() if isinstance(other, kinds))
         known = ", ".join(fitting) or "none (add one under `guides` in the configuration)"

@@ -10,6 +10,7 @@ import pytest
 from zoo import BASE, EOS, HEADS, LMS, PROMPT, SCORERS, VECTORS, Array, V, log_softmax, positions, whole, zoo
 
 from trimtab.decoders.registry import strategies
+from trimtab.engine.grammar import Grammar
 from trimtab.engine.results import Choice
 from trimtab.engine.sampling import SamplingParams
 
@@ -259,12 +260,24 @@ def decoding(name: str) -> dict[str, Any]:
     return {"strategy": name, **FORMULAS[name][0]}
 
 
-def traced(name: str, **sampling: Any) -> list[Choice]:
+GRAMMAR = Grammar.regex(r'(!|"#)+\$?')
+
+
+def constrained(answer: list[int], z: Array) -> Array:
+    """`GRAMMAR`, written out: tokens 0 to 3 are the signs from ! to $."""
+    allowed = [0, 1] if not answer else [2] if answer[-1] == 1 else [0, 1, 3, EOS]
+    return np.where(np.isin(np.arange(V), allowed), z, -np.inf)
+
+
+def traced(name: str, grammar: Grammar | None = None, **sampling: Any) -> list[Choice]:
     """Answers by one of the formulas, each token with its whole distribution."""
     made = zoo()
     handles = [
         made.submit(
-            PROMPT, SamplingParams(seed=s, max_tokens=5, **sampling), decoding=decoding(name) | {"trace": "tokens"}
+            PROMPT,
+            SamplingParams(seed=s, max_tokens=5, **sampling),
+            decoding=decoding(name) | {"trace": "tokens"},
+            grammar=grammar,
         )
         for s in SEEDS
     ]
@@ -280,12 +293,14 @@ def test_every_strategy_has_a_formula_here() -> None:
     assert named == {each.name for each in strategies().values() if each.kind == "steer"} - SPOKEN | {"sample"}
 
 
-@pytest.mark.parametrize("edit", [False, True], ids=["plain", "edited"])
+@pytest.mark.parametrize("limits", ["plain", "edited", "constrained"])
 @pytest.mark.parametrize("name", FORMULAS)
-def test_scores_are_those_of_the_formula(name: str, edit: bool) -> None:
-    for choice in traced(name, **(EDITED if edit else {})):
+def test_scores_are_those_of_the_formula(name: str, limits: str) -> None:
+    edit = {"plain": None, "edited": edited, "constrained": constrained}[limits]
+    grammar = GRAMMAR if limits == "constrained" else None
+    for choice in traced(name, grammar, **(EDITED if limits == "edited" else {})):
         for answer, token in positions(choice):
-            at = At(answer, edited) if edit else At(answer)
+            at = At(answer, edit)
             expected = log_softmax(FORMULAS[name][1](at))
             base = log_softmax(at.z())
             close(whole(token.top_steered), expected)

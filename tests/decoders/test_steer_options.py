@@ -5,35 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from toy import Toy
-from zoo import END, PROMPT, V, babble, positions, whole, zoo
+from zoo import BASES, END, PROMPT, V, babble, positions, whole, zoo
 
 from trimtab.decoders.registry import strategies
 from trimtab.engine.results import Result
 from trimtab.engine.sampling import SamplingParams
 
-BASES: dict[str, dict[str, Any]] = {
-    "args": {"reward": "rm", "w": 0.5, "k": 3},
-    "rad": {"reward": "rm", "k": 3},
-    "fudge": {"classifier": "v", "k": 4},
-    "cd": {"value": "q"},
-    "ivo": {"value": "q"},
-    "vas": {"value": "v", "k": 3},
-    "genarm": {"arm": "a"},
-    "pad": {"arm": "a", "k": 4},
-    "dera": {"aligned": "a"},
-    "mod": {"weights": {"a": 0.5, "base": 0.5}},
-    "proxy_tuning": {"expert": "a", "antiexpert": "b"},
-    "dexperts": {"expert": "a", "antiexpert": "b"},
-    "eft": {"tuned": "a"},
-    "ivl": {"value": "a"},
-    "contrastive": {"amateur": "a"},
-    "cfg": {},
-    "re_control": {"value": "h", "lr": 0.1},
-    "control_vector": {"vector": "c"},
-    "mixture": {"weights": {"a": 0.5}},
-    "candidates": {"top_k": 3},
-    "value": {"guide": "q"},
-}
 CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("args", "reward"): {"reward": "v"},
     ("args", "w"): {"w": 3.0},

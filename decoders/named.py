@@ -1,0 +1,74 @@
+"""Which guides a decoding names, asked of its parts themselves and not looked for in their text."""
+
+from array import array
+from collections.abc import Collection, Iterator
+
+from trimtab.decoders.spec import DecodingSpec
+from trimtab.decoders.steer.draft import AS_IT_IS, Draft, PromptView
+from trimtab.engine.plan import BASE, GatePlan
+from trimtab.kernels.mixing import Transform
+
+
+def named(spec: DecodingSpec) -> dict[str, str]:
+    """The guides that a request's decoding names, without `base`; each with the path where it stands."""
+    found: dict[str, str] = {}
+    spec.check(choices=1, rewards=_Noting(found))
+    spec.steer(_NotingDraft(found))
+    return found
+
+
+class _Noting(Collection[str]):
+    """A collection that holds every name that it is asked for, and notes it."""
+
+    def __init__(self, found: dict[str, str]) -> None:
+        self._found = found
+
+    def __contains__(self, name: object) -> bool:
+        self._found.setdefault(str(name), "decoding")
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+class _NotingDraft(Draft):
+    """A draft that asks nothing of the guides but their names."""
+
+    def __init__(self, found: dict[str, str]) -> None:
+        super().__init__({}, lambda name, view: array("q", [0]), vocab_size=1)
+        self._found = found
+
+    def add(self, guide: str, weight: float, *, field: str, view: PromptView = AS_IT_IS) -> None:
+        self._note(guide, field)
+
+    def value(self, guide: str, weight: float, transform: Transform = "identity", *, field: str) -> None:
+        self._note(guide, field)
+
+    def scores_vocabulary(self, guide: str, *, field: str) -> bool:
+        self._note(guide, field)
+        return True
+
+    def vector(self, guide: str, coeff: float, *, field: str) -> None:
+        self._note(guide, field)
+
+    def edit_hidden(self, guide: str, rate: float, steps: int, *, field: str) -> None:
+        self._note(guide, field)
+
+    def gate(self, guide: str, plan: GatePlan, *, field: str) -> None:
+        self._note(guide, field)
+
+    def call(self, guide: str, *, field: str) -> None:
+        self._note(guide, field)
+
+    def writer(self, guide: str, *, field: str) -> None:
+        self._note(guide, field)
+
+    def weigh(self, guide: str, rewards: Collection[str], *, field: str) -> None:
+        self._note(guide, field)
+
+    def _note(self, guide: str, field: str) -> None:
+        if guide != BASE:
+            self._found.setdefault(guide, self._path(field))
