@@ -1,53 +1,46 @@
-"""A small synchronous client of a trimtab server."""
+"""The Python client. `AsyncTrimtabClient` of `trimtab.clients.aio` is the same for programs that use asyncio."""
 
-import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
+from trimtab.clients import calls
+from trimtab.clients.calls import Asked, Call, Prompt
+from trimtab.clients.comparison import Comparison, Row
+from trimtab.clients.connection import TIMEOUT, URL, headers, limits
+from trimtab.clients.errors import ClientError
+from trimtab.clients.fields import ChatFields, CompletionFields, Decoding, Message
+from trimtab.clients.pairs import write_pairs
+from trimtab.clients.results import Answer, Guide, Label, Tokens
+from trimtab.clients.retries import TIMES, Retries
+from trimtab.clients.stream import Event, Piece, Progress, Reader, ToolCallDelta
 
-class ClientError(Exception):
-    """The server refused the request or cannot be reached; `status` is None when no answer came."""
+__all__ = [
+    "Answer", "ClientError", "Comparison", "Event", "Guide", "Label", "Piece", "Progress", "Retries", "Tokens",
+    "ToolCallDelta", "TrimtabClient",
+]  # fmt: skip
 
-    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A complete answer; `decoding` says what the strategy did and what it cost."""
-
-    text: str
-    finish_reason: str
-    usage: Mapping[str, Any]
-    decoding: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """The likeliest label of an answer, and the probabilities of all labels of the guide."""
-
-    name: str
-    probs: tuple[float, ...]
-
-
-Asked = tuple[str | Sequence[Mapping[str, str]], str]
-"""a prompt, or the messages of a conversation, and an answer"""
+T = TypeVar("T")
 
 
 class TrimtabClient:
-    """Talks to the server at `url`; `timeout` is the longest silence in seconds."""
+    """Talks to the server at `url`; every method raises ClientError.
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", *, timeout: float = 60.0) -> None:
+    `api_key` is taken from TRIMTAB_API_KEY if it is not given. `timeout` is the longest silence in seconds. A server
+    that is busy or cannot be reached is asked again, `retries` times, except for what has begun to stream.
+    """
+
+    def __init__(
+        self, url: str = URL, *, api_key: str | None = None, timeout: float = TIMEOUT, retries: int = TIMES
+    ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx2.Client(base_url=self.url, timeout=timeout)
+        self._retries = Retries(retries)
+        self._http = httpx2.Client(base_url=self.url, headers=headers(api_key), timeout=limits(timeout))
 
     def __enter__(self) -> Self:
         return self
@@ -61,80 +54,118 @@ class TrimtabClient:
         """Close the connections."""
         self._http.close()
 
-    def models(self) -> list[str]:
-        """Ids of the models that are served."""
-        return [card["id"] for card in self._ask("GET", "/v1/models")["data"]]
-
-    def strategies(self) -> list[dict[str, Any]]:
-        """Every strategy with its parameters' JSON Schema."""
-        listed: list[dict[str, Any]] = self._ask("GET", "/v1/strategies")["data"]
-        return listed
-
-    def chat(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        decoding: Mapping[str, Any] | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-    ) -> Answer:
-        """The whole answer; raises ClientError."""
-        for piece in self.stream_chat(
-            model, messages, decoding=decoding, temperature=temperature, max_tokens=max_tokens, seed=seed
-        ):
-            if isinstance(piece, Answer):
-                return piece
-        raise ClientError("the stream ended without an answer")
+    def chat(self, model: str, messages: Sequence[Message], **fields: Unpack[ChatFields]) -> Answer:
+        """The answer to a conversation."""
+        return self._ask(calls.chat(model, messages, fields))
 
     def stream_chat(
+        self, model: str, messages: Sequence[Message], *, progress: bool = False, **fields: Unpack[ChatFields]
+    ) -> Generator[Event, None, None]:
+        """Text as it comes, parts of tool calls, with `progress` how far a search is, and then the Answer.
+
+        Leaving the loop, or closing the generator, cancels the request.
+        """
+        return self._events(calls.streamed(calls.chat(model, messages, fields), progress=progress))
+
+    def complete(self, model: str, prompt: Prompt, **fields: Unpack[CompletionFields]) -> Answer:
+        """What follows a text, or several; `echo`, `logprobs` and `max_tokens=0` tell how likely the text itself is."""
+        return self._ask(calls.complete(model, prompt, fields))
+
+    def stream_complete(
+        self, model: str, prompt: Prompt, *, progress: bool = False, **fields: Unpack[CompletionFields]
+    ) -> Generator[Event, None, None]:
+        """The same piece by piece, as `stream_chat` has it."""
+        return self._events(calls.streamed(calls.complete(model, prompt, fields), progress=progress))
+
+    def compare(
         self,
         model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        decoding: Mapping[str, Any] | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-    ) -> Generator[str | Answer, None, None]:
-        """Text as it comes, then the Answer; raises ClientError. Leaving the loop cancels the request."""
-        asked = {"decoding": decoding, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-        body = {
-            "model": model,
-            "messages": list(messages),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **{name: value for name, value in asked.items() if value is not None},
-        }
-        text, finish_reason = [], ""
-        for chunk in self._events("/v1/chat/completions", body):
-            if "error" in chunk:
-                raise ClientError(chunk["error"]["message"], code=chunk["error"]["code"])
-            for choice in chunk["choices"]:
-                piece = choice["delta"].get("content")
-                finish_reason = choice["finish_reason"] or finish_reason
-                if piece:
-                    text.append(piece)
-                    yield piece
-            if "decoding" in chunk:
-                yield Answer("".join(text), finish_reason, chunk["usage"], chunk["decoding"])
+        messages: Sequence[Message],
+        strategies: Mapping[str, Decoding | None],
+        **fields: Unpack[ChatFields],
+    ) -> Comparison:
+        """Answers to one question under several strategies, asked for at once; None is plain sampling.
 
-    def score(self, guide: str, pairs: Iterable[Asked]) -> list[float]:
-        """Scores of answers by a reward guide, in order; raises ClientError.
+        A strategy that fails has its error in its row and fails nothing else.
+        """
+        asked = {name: calls.chat(model, messages, {**fields, "decoding": each}) for name, each in strategies.items()}
+
+        def row(name: str) -> Row:
+            try:
+                return Row(name, self._ask(asked[name]))
+            except ClientError as error:
+                return Row(name, None, error)
+
+        with ThreadPoolExecutor(max(1, len(asked))) as pool:
+            return Comparison(tuple(pool.map(row, asked)))
+
+    def score(self, guide: str, pairs: Iterable[Asked], *, request_id: str | None = None) -> list[float]:
+        """Scores of answers by a reward guide, in order.
 
         A pair holds what was asked, as a prompt or as messages, and the answer.
         """
-        return [each["score"] for each in self._judged("/v1/score", guide, pairs)]
+        return self._ask(calls.score(guide, pairs, request_id))
 
-    def classify(self, guide: str, pairs: Iterable[Asked]) -> list[Label]:
-        """Labels of answers by a reward guide, in order; raises ClientError. Pairs are as for `score`."""
-        return [Label(each["label"], tuple(each["probs"])) for each in self._judged("/v1/classify", guide, pairs)]
+    def classify(self, guide: str, pairs: Iterable[Asked], *, request_id: str | None = None) -> list[Label]:
+        """Labels of answers by a reward guide, in order. Pairs are as for `score`."""
+        return self._ask(calls.classify(guide, pairs, request_id))
+
+    def tokenize(
+        self,
+        text: str | Sequence[Message],
+        *,
+        model: str | None = None,
+        add_special_tokens: bool | None = None,
+        add_generation_prompt: bool | None = None,
+        texts: bool = False,
+    ) -> Tokens:
+        """Token ids of a text, or of a conversation under the chat template; with `texts` the tokens' texts too."""
+        return self._ask(
+            calls.tokenize(
+                text,
+                model=model,
+                add_special_tokens=add_special_tokens,
+                add_generation_prompt=add_generation_prompt,
+                texts=texts,
+            )
+        )
+
+    def detokenize(self, ids: Sequence[int], *, model: str | None = None) -> str:
+        """The text of token ids."""
+        return self._ask(calls.detokenize(ids, model=model))
+
+    def models(self) -> list[str]:
+        """Ids of the models that are served, presets among them."""
+        return self._ask(calls.models())
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What the server tells of one model."""
+        return self._ask(calls.model(name))
+
+    def strategies(self) -> list[dict[str, Any]]:
+        """Every strategy with its parameters' JSON Schema."""
+        return self._ask(calls.strategies())
+
+    def guides(self) -> list[Guide]:
+        """Every guide that requests may steer with."""
+        return self._ask(calls.guides())
+
+    def health(self) -> bool:
+        """Whether the engine lives."""
+        return self._ask(calls.health())
+
+    def ready(self) -> bool:
+        """Whether new requests are accepted."""
+        return self._ask(calls.ready())
+
+    def version(self) -> str:
+        """Version of the server."""
+        return self._ask(calls.version())
 
     def pairs(
         self,
         model: str,
-        conversations: Iterable[Sequence[Mapping[str, str]]],
+        conversations: Iterable[Sequence[Message]],
         path: Path | str,
         *,
         n: int,
@@ -147,84 +178,49 @@ class TrimtabClient:
         """Write a preference pair for each conversation, the best and the worst of n answers; returns how many.
 
         `path` gets lines of JSON in the conversational form that DPO trainers read. A conversation whose answers all
-        have the same reward is left out. With a seed, the i-th conversation is answered with seed + i. Raises
-        ClientError; the lines before it stay.
+        have the same reward is left out. With a seed, the i-th conversation is answered with seed + i. When a
+        ClientError ends it, the lines before stay.
         """
         decoding = {"strategy": "best_of_n", "n": n, "reward": reward, "export": "best_and_worst"}
 
-        def pair(index: int, messages: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
+        def ask(index: int, messages: Sequence[Message]) -> Answer:
             own_seed = None if seed is None else seed + index
-            answer = self.chat(
+            return self.chat(
                 model, messages, decoding=decoding, temperature=temperature, max_tokens=max_tokens, seed=own_seed
             )
-            return _row(messages, answer, n)
 
-        asked = list(conversations)
-        written = 0
-        with ThreadPoolExecutor(parallel) as pool, Path(path).open("w", encoding="utf-8") as file:
-            for row in pool.map(pair, range(len(asked)), asked):
-                if row is not None:
-                    file.write(json.dumps(row) + "\n")
-                    written += 1
-        return written
+        return write_pairs(ask, list(conversations), Path(path), n=n, parallel=parallel)
 
-    def _events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _ask(self, call: Call[T]) -> T:
+        return call.answer(self._send(call))
+
+    def _events(self, call: Call[Answer]) -> Generator[Event, None, None]:
+        response = self._send(call, stream=True)
+        reader = Reader(calls.request_id(response))
         try:
-            with self._http.stream("POST", path, json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise _refused(response)
-                for line in _lines(response):
-                    if line.startswith(b"data: ") and line != b"data: [DONE]":
-                        yield json.loads(line.removeprefix(b"data: "))
+            for data in response.iter_bytes():
+                yield from reader.feed(data)
+            reader.end()
         except httpx2.HTTPError as error:
-            raise self._unreachable(error) from error
+            raise calls.broken(self.url, calls.request_id(response), error) from error
+        finally:
+            response.close()
 
-    def _judged(self, path: str, guide: str, pairs: Iterable[Asked]) -> list[dict[str, Any]]:
-        told = [
-            {"prompt": asked, "answer": answer}
-            if isinstance(asked, str)
-            else {"messages": list(asked), "answer": answer}
-            for asked, answer in pairs
-        ]
-        data: list[dict[str, Any]] = self._ask("POST", path, {"model": guide, "pairs": told})["data"]
-        return data
-
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        try:
-            response = self._http.request(method, path, json=body)
-        except httpx2.HTTPError as error:
-            raise self._unreachable(error) from error
-        if response.status_code != 200:
-            raise _refused(response)
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    def _unreachable(self, error: Exception) -> ClientError:
-        return ClientError(f"no answer from {self.url} ({error}): is `trimtab serve` running there?")
-
-
-def _row(messages: Sequence[Mapping[str, str]], answer: Answer, n: int) -> dict[str, Any] | None:
-    """A line of a file of preferences; None where no answer was better than another."""
-    pair = answer.decoding["report"].get("pair")
-    if pair is None:
-        return None
-    told = {name: [{"role": "assistant", "content": pair[name]}] for name in ("chosen", "rejected")}
-    rewards = {name: pair[name] for name in ("chosen_reward", "rejected_reward")}
-    return {"prompt": list(messages), **told, **rewards, "n": n, "seed": answer.decoding["seed"]}
-
-
-def _lines(response: httpx2.Response) -> Iterator[bytes]:
-    """Lines as server-sent events end them; str.splitlines would also split at U+2028 inside a text."""
-    rest = b""
-    for data in response.iter_bytes():
-        *lines, rest = (rest + data).split(b"\n")
-        yield from lines
-
-
-def _refused(response: httpx2.Response) -> ClientError:
-    try:
-        error = response.json()["error"]
-        return ClientError(error["message"], status=response.status_code, code=error["code"])
-    except (ValueError, KeyError, TypeError):
-        return ClientError(f"HTTP {response.status_code}, and not from a trimtab server", status=response.status_code)
+    def _send(self, call: Call[Any], *, stream: bool = False) -> httpx2.Response:
+        """A good response, after as many tries as it takes; of a stream, before anything of it was read."""
+        tried = 0
+        while True:
+            request = self._http.build_request(call.method, call.path, json=call.body, headers=call.headers)
+            try:
+                response = self._http.send(request, stream=stream)
+                if response.status_code in call.accepted:
+                    return response
+                response.read()
+                failure = calls.refused(response)
+            except httpx2.HTTPError as error:
+                failure = calls.unreachable(self.url, error)
+            wait = self._retries.wait(tried, failure)
+            if wait is None:
+                raise failure
+            time.sleep(wait)
+            tried += 1

@@ -1,12 +1,25 @@
-"""A stand-in server that speaks the API's wire format from a script; clients know nothing of the real one."""
+"""Servers to ask: one that speaks from a script, one that says any bytes, and the real one on a tiny model."""
 
+import asyncio
+import contextlib
 import json
+import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from steered import furnish, guides, load
+
+from trimtab.clients.aio import AsyncTrimtabClient
+from trimtab.clients.client import TrimtabClient
+from trimtab.clients.stream import Event
+from trimtab.server.app import create_app
+from trimtab.server.serve import DrainingServer, bind, uvicorn_config
+from trimtab.server.settings import ServerSettings, Settings
 
 DECODING = {
     "spec": {"strategy": "best_of_n", "n": 2},
@@ -16,6 +29,7 @@ DECODING = {
     "milliseconds": {"total": 1500.0},
 }
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"}
 
 
 class Scripted:
@@ -36,14 +50,23 @@ class Scripted:
         self.url = ""
 
     def stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        yield {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}], "usage": None}
+        def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+            return {**HEAD, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None}
+
+        yield chunk({"role": "assistant", "content": ""})
         for piece in self.pieces:
-            yield {"choices": [{"delta": {"content": piece}, "finish_reason": None}], "usage": None}
+            yield chunk({"content": piece})
         if self.failure is not None:
             yield {"error": self.failure}
             return
-        yield {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": None}
-        yield {"choices": [], "usage": USAGE, "decoding": self.decoding(body)}
+        yield chunk({}, "stop")
+        yield {**HEAD, "choices": [], "usage": USAGE, "decoding": self.decoding(body)}
+
+    def whole(self, body: dict[str, Any]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": "".join(self.pieces), "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+        told = {"choices": [choice], "usage": USAGE, "decoding": self.decoding(body)}
+        return {**HEAD, "object": "chat.completion", **told}
 
 
 @pytest.fixture
@@ -71,6 +94,9 @@ def scripted() -> Iterator[Scripted]:
             if self.path in script.judged:
                 self._answer(200, "application/json", json.dumps({"data": script.judged[self.path]}))
                 return
+            if not body.get("stream"):
+                self._answer(200, "application/json", json.dumps(script.whole(body)))
+                return
             lines = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in script.stream(body)]
             self._answer(200, "text/event-stream", ": keep-alive\n\n".join(lines) + "data: [DONE]\n\n")
 
@@ -88,3 +114,146 @@ def scripted() -> Iterator[Scripted]:
         yield script
         server.shutdown()
         thread.join()
+
+
+class Sockets:
+    """A server that answers its connections in turn with the bytes of `script`, piece by piece, and closes them.
+
+    A piece may be a number of seconds to wait. `requests` are what it was sent, `gone` tells that a client left first.
+    """
+
+    def __init__(self) -> None:
+        self.script: list[Sequence[bytes | float]] = []
+        self.requests: list[bytes] = []
+        self.gone = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(10)
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        self.requests.append(_request(connection))
+        try:
+            for piece in self.script.pop(0):
+                if isinstance(piece, bytes):
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    connection.sendall(piece)
+                else:
+                    time.sleep(piece)
+        except OSError:
+            self.gone.set()
+
+
+def _request(connection: socket.socket) -> bytes:
+    """A whole request with its body."""
+    read = b""
+    while b"\r\n\r\n" not in read:
+        read += connection.recv(65536)
+    head, _, body = read.partition(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    while lengths and len(body) < int(lengths[0].partition(b":")[2]):
+        more = connection.recv(65536)
+        body += more
+        read += more
+    return read
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    """The server of bytes, listening."""
+    server = Sockets()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real server, on a tiny model with a guide for every role; its URL. The model is called `base`."""
+    place = furnish(tmp_path_factory.mktemp("models"))
+    settings = ServerSettings(port=0)
+    with load(place / "base", guides(place)) as llm:
+        listener = bind(settings)
+        app = create_app(llm, Settings(server=settings))
+        server = DrainingServer(app.state.service, uvicorn_config(app))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+class Client:
+    """Either client behind one interface: `ask` returns an answer, `stream` the events of a stream."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def ask(self, url: str, method: str, *args: Any, options: dict[str, Any] | None = None, **fields: Any) -> Any:
+        if self._kind == "sync":
+            with TrimtabClient(url, **(options or {})) as client:
+                return getattr(client, method)(*args, **fields)
+
+        async def ask() -> Any:
+            async with AsyncTrimtabClient(url, **(options or {})) as client:
+                return await getattr(client, method)(*args, **fields)
+
+        return asyncio.run(ask())
+
+    def stream(
+        self,
+        url: str,
+        method: str,
+        *args: Any,
+        most: int | None = None,
+        left: threading.Event | None = None,
+        **fields: Any,
+    ) -> list[Event]:
+        """Every event, or the first `most`, after which the loop is left; `left` must come before the client closes."""
+        if self._kind == "sync":
+            with TrimtabClient(url) as client:
+                with contextlib.closing(getattr(client, method)(*args, **fields)) as events:
+                    read = [event for _, event in zip(range(most or 10**6), events, strict=False)]
+                assert left is None or left.wait(5)
+                return read
+
+        async def read() -> list[Event]:
+            told: list[Event] = []
+            async with AsyncTrimtabClient(url) as client:
+                async with contextlib.aclosing(getattr(client, method)(*args, **fields)) as events:
+                    async for event in events:
+                        told.append(event)
+                        if len(told) == most:
+                            break
+                assert left is None or left.wait(5)
+            return told
+
+        return asyncio.run(read())
+
+
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest) -> Client:
+    """Both clients, one after the other."""
+    return Client(request.param)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between tries."""
+    monkeypatch.setattr("trimtab.clients.retries.random", SimpleNamespace(uniform=lambda low, high: 0.0))

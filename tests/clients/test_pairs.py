@@ -18,7 +18,9 @@ def told(body: dict[str, Any]) -> dict[str, Any]:
     word = body["messages"][-1]["content"]
     pair = {"chosen": f"{word}!", "rejected": f"{word}\u2028?", "chosen_reward": 0.5, "rejected_reward": -1.0}
     report = {"n": 3} if word in ("two", "five") else {"n": 3, "pair": pair}
-    return {"report": report, "seed": body.get("seed", 77), "chosen": [0], "candidates": []}
+    cost = {"model_tokens": {"base": 9}, "milliseconds": {"total": 1.0}}
+    chosen = {"chosen": [None], "candidates": [], "spec": body["decoding"]}
+    return {"report": report, "seed": body.get("seed", 77), **chosen, **cost}
 
 
 def test_each_line_is_a_preference_for_a_conversation(scripted: Any, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The `decoding` of a request as typed objects. Written by `make docs` from the registry: change it there."""
+
+from trimtab.clients.decoding.base import Rule
+from trimtab.clients.decoding.objects import Budget, Constraint, Expression, Reward
+from trimtab.clients.decoding.rules import (
+    Abstain,
+    Argmax,
+    Chi2,
+    Ensemble,
+    Majority,
+    MinimumBayesRisk,
+    Poisson,
+    RegularisedBestOfN,
+    Soft,
+    WeightedVote,
+)
+from trimtab.clients.decoding.search import (
+    DTS,
+    DVTS,
+    BeamSearch,
+    BestOfN,
+    BlockwiseCD,
+    Cards,
+    ChunkBeamSearch,
+    Darwin,
+    Deal,
+    DTSStar,
+    GuidedSpeculation,
+    ParticleFilter,
+    PpoMcts,
+    QAlign,
+    Refine,
+    RewardGuidedSpeculation,
+    RobustPreferenceSelection,
+    Sample,
+    SelfConsistency,
+    SpeculativeRejection,
+    TransferQStar,
+    TreeBoN,
+    TsLlm,
+)
+from trimtab.clients.decoding.steer import (
+    Args,
+    Candidates,
+    Cd,
+    Cfg,
+    Contrastive,
+    ControlVector,
+    Dera,
+    DExperts,
+    Eft,
+    Fudge,
+    GenArm,
+    Ivl,
+    Ivo,
+    Mixture,
+    Mod,
+    Nudging,
+    Pad,
+    ProxyTuning,
+    Rad,
+    ReControl,
+    Value,
+    Vas,
+    Wsd,
+)
+from trimtab.clients.decoding.strategy import Search, Steer, Strategy
+
+__all__ = [
+    "DTS", "DVTS", "Abstain", "Argmax", "Args", "BeamSearch", "BestOfN", "BlockwiseCD", "Budget", "Candidates", "Cards",
+    "Cd", "Cfg", "Chi2", "ChunkBeamSearch", "Constraint", "Contrastive", "ControlVector", "DExperts", "DTSStar",
+    "Darwin", "Deal", "Dera", "Eft", "Ensemble", "Expression", "Fudge", "GenArm", "GuidedSpeculation", "Ivl", "Ivo",
+    "Majority", "MinimumBayesRisk", "Mixture", "Mod", "Nudging", "Pad", "ParticleFilter", "Poisson", "PpoMcts",
+    "ProxyTuning", "QAlign", "Rad", "ReControl", "Refine", "RegularisedBestOfN", "Reward", "RewardGuidedSpeculation",
+    "RobustPreferenceSelection", "Rule", "Sample", "Search", "SelfConsistency", "Soft", "SpeculativeRejection", "Steer",
+    "Strategy", "TransferQStar", "TreeBoN", "TsLlm", "Value", "Vas", "WeightedVote", "Wsd",
+]  # fmt: skip

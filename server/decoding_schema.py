@@ -1,0 +1,105 @@
+"""The JSON Schema of `decoding`, put together from the schemas of strategies, rules of selection and budgets."""
+
+from typing import Any
+
+from trimtab.decoders.spec import MAX_PARTS
+from trimtab.server.strategies import budget_schema, described, described_rules
+
+Schema = dict[str, Any]
+
+COMPONENTS = "#/components/schemas/"
+
+
+def decoding_schemas() -> dict[str, Schema]:
+    """Components of an OpenAPI document by name; `Decoding` is the object itself.
+
+    Rules that span several fields are no part of it: such a request is a 400 that names the field.
+    """
+    found: dict[str, Schema] = {"Budget": _adopted(budget_schema(), {})}
+    shared = {
+        "steer": {"type": "array", "items": _ref("SteeringPart"), "maxItems": MAX_PARTS, "default": []},
+        "trace": {"enum": ["tokens", None], "default": None},
+        "select": {"anyOf": [_ref("Selection"), {"type": "null"}], "default": None},
+        "budget": _ref("Budget"),
+    }
+    strategies, parts = [], []
+    for each in described():
+        parameters = _adopted(each["schema"], found)
+        name = parameters["title"]
+        chosen = _tagged(parameters, "strategy", each["name"], required=each["name"] != "sample")
+        found[f"{name}Decoding"] = {**chosen, "properties": {**chosen["properties"], **shared}}
+        strategies.append(f"{name}Decoding")
+        if each["kind"] == "steer":
+            found[f"{name}Part"] = _tagged(parameters, "method", each["name"], required=True)
+            parts.append(f"{name}Part")
+    found["Decoding"] = {
+        "title": "Decoding",
+        "description": "A strategy with its parameters, and keys that all strategies share; absent: plain sampling.",
+        "oneOf": [_ref(name) for name in strategies],
+    }
+    found["SteeringPart"] = {
+        "title": "SteeringPart",
+        "description": "A part that shapes the next token, beside any strategy.",
+        "oneOf": [_ref(name) for name in parts],
+    }
+    return found | _selection()
+
+
+def _selection() -> dict[str, Schema]:
+    """The rules; one that needs no parameter may be given by its name alone."""
+    rules: dict[str, Schema] = {}
+    named: list[str] = []
+    answering: list[str] = []
+    for each in described_rules():
+        schema = _adopted(each["schema"], {})
+        component = f"{schema['title']}Rule"
+        rules[component] = _tagged(schema, "rule", each["name"], required=True)
+        if "then" not in schema["properties"]:
+            answering.append(component)
+        if len(rules[component]["required"]) == 1:
+            named.append(each["name"])
+    for schema in rules.values():
+        if "then" in schema["properties"]:
+            plain = [name for name in named if name != schema["properties"]["rule"]["const"]]
+            schema["properties"]["then"] = {"anyOf": [{"enum": plain}, *map(_ref, answering)]}
+    rules["Selection"] = {
+        "title": "Selection",
+        "description": "How a search finds the choices among its answers: a rule with its parameters, or its name.",
+        "anyOf": [{"enum": named}, *map(_ref, list(rules))],
+    }
+    return rules
+
+
+def _adopted(schema: Schema, found: dict[str, Schema]) -> Schema:
+    """The schema with its definitions moved to `found`."""
+    own = {key: value for key, value in schema.items() if key != "$defs"}
+    for name, definition in schema.get("$defs", {}).items():
+        found[name] = _repointed(definition)
+    return dict(_repointed(own))
+
+
+def _repointed(value: Any) -> Any:
+    """The value with every reference to a definition turned into one to a component."""
+    if isinstance(value, dict):
+        return {
+            key: each.replace("#/$defs/", COMPONENTS) if key == "$ref" else _repointed(each)
+            for key, each in value.items()
+            if key != "discriminator"  # its mapping names definitions, and tags are constants already
+        }
+    if isinstance(value, list):
+        return [_repointed(each) for each in value]
+    return value
+
+
+def _tagged(schema: Schema, key: str, name: str, *, required: bool) -> Schema:
+    """An object schema whose `key` is the constant `name`."""
+    properties = {key: {"const": name, "type": "string"}}
+    if not required:
+        properties[key]["default"] = name
+    properties |= {field: each for field, each in schema.get("properties", {}).items() if field != key}
+    needed = [key] * required + [field for field in schema.get("required", ()) if field != key]
+    return {**schema, "properties": properties, **({"required": needed} if needed else {})}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": COMPONENTS + name}
