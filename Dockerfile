@@ -27,8 +27,9 @@ RUN pip install -c constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_
 COPY . .
 RUN pip install -c constraints.txt .
 
-# Downloaded models live in the volume and outlast the container.
+# Downloaded models and compiled kernels live in the volume and outlast the container, whose own files nobody writes.
 ENV HF_HOME=/cache/huggingface \
+    TRITON_CACHE_DIR=/cache/triton \
     XDG_CACHE_HOME=/cache
 RUN useradd --uid 10001 --create-home trimtab \
     && install -d -o trimtab -g trimtab /cache
