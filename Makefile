@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint fix serve bench bench-gpu docs demo-guides
+.PHONY: help install test lint fix serve bench bench-gpu fuzz soak docs types demo-guides
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +42,19 @@ bench: install  ## measure decode throughput against transformers' generate
 bench-gpu: install  ## measure everything that needs a GPU, at most eight minutes
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
+fuzz: install  ## 2,000 requests made up from the description of the API, two minutes
+	FUZZ_CASES=2000 $(BIN)/pytest tests/server/test_fuzz.py $(ARGS)
+
+soak: install  ## a server under mixed load for ten minutes
+	$(BIN)/python benchmarks/soak.py $(ARGS)
+
 docs: install  ## write the tables that are generated from the code
 	$(BIN)/trimtab strategies --markdown > docs/strategies.md
+	$(BIN)/trimtab strategies --python clients/decoding
+	$(BIN)/python deploy/grafana/dashboard.py
+
+types: install  ## write the TypeScript types of the API (needs Node.js)
+	$(BIN)/trimtab openapi --types clients/trimtab.d.ts
 
 demo-guides: install  ## train the guides that are shipped, anew (ARGS="aligned" trains one)
 	$(BIN)/python -P -m trimtab.training.demo $(ARGS)

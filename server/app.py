@@ -1,12 +1,13 @@
-"""The FastAPI application around one model; nothing global."""
+"""The FastAPI application around its models; nothing global."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from trimtab.server import chat, completions, errors, listings, operations, scoring
+from trimtab.server import admin, chat, completions, errors, listings, openapi, operations, scoring, telemetry
+from trimtab.server.head import HeadAsGet
 from trimtab.server.middleware import RequestEnvelope
 from trimtab.server.service import Service
 from trimtab.server.settings import Settings
@@ -16,23 +17,33 @@ if TYPE_CHECKING:
     from trimtab.llm import LLM
 
 
-def create_app(llm: "LLM", settings: Settings) -> FastAPI:
+def create_app(llm: "LLM", settings: Settings, source: Callable[[], Settings] | None = None) -> FastAPI:
     """An app that serves `llm`; `app.state.service` holds what a runner needs for draining.
 
-    The caller owns `llm`: ending the app neither drains nor closes it.
+    `source` reads the settings anew for a reload. Raises InvalidSettings for presets, policies and keys that do not
+    fit. The caller owns `llm`: ending the app neither drains nor closes it; `service.close()` closes every model.
     """
-    service = Service(llm, settings)
+    service = Service(llm, settings, source)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.bridge.attach()
         yield
 
-    app = FastAPI(title="trimtab", version=installed_version(), lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="trimtab",
+        version=installed_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=telemetry.configuration(settings.server.telemetry),
+    )
     app.state.service = service
-    app.state.max_body_bytes = settings.server.max_body_bytes
     app.add_middleware(RequestEnvelope)
+    app.add_middleware(HeadAsGet)
     errors.install(app)
-    for part in (chat, completions, scoring, listings, operations):
+    for part in (chat, completions, scoring, listings, admin, operations):
         app.include_router(part.routes(service))
+    openapi.install(app, settings.server)
     return app

@@ -2,26 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from opentelemetry.trace import Span
 from starlette.types import Receive
 
 from trimtab.engine.results import Delta, Event, Failure, Progress, Result
+from trimtab.server import telemetry
+from trimtab.server.errors import ClientGone
+from trimtab.server.logs import RequestRecord, current
 from trimtab.server.metrics import Metrics, RequestTimer
+from trimtab.server.quotas import Lease
 
 if TYPE_CHECKING:
     from trimtab.llm import LLM, PreparedRequest
 
 
 T = TypeVar("T")
-
-
-class ClientGone(Exception):
-    """The client closed the connection before its answer was complete."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +33,9 @@ class Ticket:
     exchange: "Exchange"
     part: int
     timer: RequestTimer
+    lease: Lease
+    span: Span | None
+    """of OpenTelemetry"""
 
 
 class News(NamedTuple):
@@ -47,17 +52,25 @@ class News(NamedTuple):
 class Exchange:
     """The running prompts of one HTTP request and what they produced that was not read yet.
 
-    Unread deltas of a choice are merged, and of unread progress the newest is kept, so that a slow reader costs one
-    string per choice and never blocks the engine. All methods belong to the event loop's thread.
+    Unread deltas are kept until they are read as one per choice, and of unread progress the newest is kept: a slow
+    reader costs no more than its answers are long, and never blocks the engine. All methods belong to the event loop's
+    thread.
     """
 
-    def __init__(self, llm: "LLM", prepared: Sequence["PreparedRequest"], choices: int) -> None:
+    def __init__(
+        self, llm: "LLM", prepared: Sequence["PreparedRequest"], choices: int, acting: Mapping[str, Any]
+    ) -> None:
+        self.llm = llm
         self.prepared = prepared
         self.choices = choices
+        self.acting = acting
+        """what the response tells of the preset and the policy"""
+        self.record = current.get()
         self.tickets: list[Ticket] = []
         self.results: list[Result | None] = [None] * len(prepared)
-        self._llm = llm
         self._news = News({}, {}, [])
+        self._deltas: dict[int, list[Delta]] = {}
+        """by choice index, of the news; joined when they are read"""
         self._failure: Exception | None = None
         self._running = set(range(len(prepared)))
         self._wake = asyncio.Event()
@@ -70,22 +83,33 @@ class Exchange:
         ticket.timer.observe(event, now)
         if isinstance(event, Delta):
             index = part * self.choices + event.choice
-            unread = self._news.deltas.get(index)
-            self._news.deltas[index] = event if unread is None else _merge(unread, event)
+            self._deltas.setdefault(index, []).append(event)
         elif isinstance(event, Progress):
             self._news.progress[part] = event
         else:
             self._running.discard(part)
             if isinstance(event, Failure):
                 self._failure = event.error
+                if ticket.span is not None:
+                    telemetry.fail(ticket.span, type(event.error).__name__)
             else:
                 self.results[part] = event
                 self._news.ended.append(part)
+                if ticket.span is not None:
+                    telemetry.finish(ticket.span, self.llm.model_name, event)
+                if self.record is not None:
+                    _tell(self.record, event)
         self._wake.set()
 
     def abandon(self) -> None:
         """The client is gone: the next read raises ClientGone."""
-        self._failure = ClientGone()
+        if self.record is not None:
+            self.record.gone = True
+        self.fail(ClientGone())
+
+    def fail(self, error: Exception) -> None:
+        """Let the next read raise `error`."""
+        self._failure = error
         self._wake.set()
 
     def nudge(self) -> None:
@@ -101,7 +125,8 @@ class Exchange:
         self._wake.clear()
         if self._failure is not None:
             raise self._failure
-        news, self._news = self._news, News({}, {}, [])
+        self._news.deltas.update((index, _joined(deltas)) for index, deltas in self._deltas.items())
+        news, self._news, self._deltas = self._news, News({}, {}, []), {}
         return news
 
     async def complete(self) -> list[Result]:
@@ -114,37 +139,63 @@ class Exchange:
         """Cancel what still runs; called exactly once, however the exchange ended."""
         for ticket in self.tickets:
             if ticket.part in self._running:
-                self._llm.cancel(ticket)
+                self.llm.cancel(ticket)
                 ticket.timer.cancelled()
+                if ticket.span is not None:
+                    telemetry.fail(ticket.span, "cancelled")
         self._running.clear()
 
 
 class Bridge:
     """Submits to the engine and hands its events to the exchanges they belong to."""
 
-    def __init__(self, llm: "LLM", metrics: Metrics) -> None:
-        self._llm = llm
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.open = 0
-        """exchanges that are not closed yet; draining waits for zero"""
+        self._exchanges: set[Exchange] = set()
+        self._ratings: set[asyncio.Future[Any]] = set()
+
+    @property
+    def open(self) -> int:
+        """Exchanges that are not closed and ratings that are waited for; draining waits for zero."""
+        return len(self._exchanges) + len(self._ratings)
 
     def attach(self) -> None:
         """Deliver to the running event loop from now on."""
         self._loop = asyncio.get_running_loop()
 
-    def submit(self, prepared: Sequence["PreparedRequest"], choices: int) -> Exchange:
-        """Start every prompt of one HTTP request, or none: raises Overloaded when the queue has no room."""
-        exchange = Exchange(self._llm, prepared, choices)
+    def halt(self, error: Exception) -> None:
+        """End everything that is open with `error`."""
+        for exchange in self._exchanges:
+            exchange.fail(error)
+        for rating in self._ratings:
+            if not rating.done():
+                rating.set_exception(error)
+
+    def submit(
+        self, llm: "LLM", prepared: Sequence["PreparedRequest"], choices: int, lease: Lease, acting: Mapping[str, Any]
+    ) -> Exchange:
+        """Start every prompt of one HTTP request, or none: raises Overloaded when the queue has no room.
+
+        Each prompt ends its part of `lease` when the engine has ended it, whether anybody still listens or not.
+        """
+        exchange = Exchange(llm, prepared, choices, acting)
+        if (record := exchange.record) is not None:
+            record.model, record.strategy = llm.model_name, prepared[0].strategy
+            record.policy = acting["policy"]["name"] if "policy" in acting else None
         try:
             for part, request in enumerate(prepared):
-                ticket = Ticket(exchange, part, self._metrics.start(request.strategy))
-                self._llm.submit(request, ticket, self._deliver)
+                span = None if record is None else telemetry.begin(record.span, llm.model_name, request, acting)
+                timer = self._metrics.start(llm.model_name, request.strategy)
+                ticket = Ticket(exchange, part, timer, lease, span)
+                llm.submit(request, ticket, self._deliver)
                 exchange.tickets.append(ticket)
         except Exception:
+            for _ in range(len(exchange.tickets), len(prepared)):
+                lease.end(0)
             exchange.close()
             raise
-        self.open += 1
+        self._exchanges.add(exchange)
         return exchange
 
     @contextmanager
@@ -156,21 +207,23 @@ class Bridge:
         finally:
             watcher.cancel()
             exchange.close()
-            self.open -= 1
+            self._exchanges.discard(exchange)
 
     async def result(self, future: "Future[T]", receive: Receive) -> T:
         """Wait for what the engine's thread will set; once the client is gone, cancel it and raise ClientGone."""
         answer, gone = asyncio.wrap_future(future), asyncio.create_task(_gone(receive))
-        self.open += 1
+        self._ratings.add(answer)
         try:
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
+                if (record := current.get()) is not None:
+                    record.gone = True
                 raise ClientGone
             return answer.result()
         finally:
             gone.cancel()
             answer.cancel()
-            self.open -= 1
+            self._ratings.discard(answer)
 
     def _deliver(self, events: list[tuple[object, Event]]) -> None:
         assert self._loop is not None
@@ -183,6 +236,8 @@ class Bridge:
         for ticket, event in events:
             assert isinstance(ticket, Ticket)
             ticket.exchange.push(ticket, event, now)
+            if isinstance(event, Result | Failure):
+                ticket.lease.end(0 if event.usage is None else sum(event.usage.model_tokens.values()))
 
 
 async def _watch(exchange: Exchange, receive: Receive) -> None:
@@ -196,8 +251,21 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _merge(first: Delta, second: Delta) -> Delta:
+def _tell(record: RequestRecord, result: Result) -> None:
+    """Add what one prompt cost to the line of its request."""
+    usage = result.usage
+    record.prompt_tokens += usage.prompt_tokens
+    record.completion_tokens += usage.completion_tokens
+    record.model_tokens += sum(usage.model_tokens.values())
+    record.finish += [choice.finish_reason for choice in result.choices]
+
+
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    first = deltas[0]
+    if len(deltas) == 1:
+        return first
+    ids = tuple(chain.from_iterable(each.token_ids for each in deltas))
     logprobs = None
-    if first.logprobs is not None or second.logprobs is not None:
-        logprobs = (first.logprobs or ()) + (second.logprobs or ())
-    return Delta(first.choice, first.text + second.text, first.token_ids + second.token_ids, logprobs)
+    if any(each.logprobs is not None for each in deltas):
+        logprobs = tuple(chain.from_iterable(each.logprobs or () for each in deltas))
+    return Delta(first.choice, "".join([each.text for each in deltas]), ids, logprobs, first.prompt_logprobs)

@@ -8,7 +8,9 @@ from pydantic_core import to_json
 
 from trimtab.engine.results import Choice, Delta, Progress
 from trimtab.engine.vocabulary import Vocabulary
+from trimtab.server.echo import Echo
 from trimtab.server.logprobs import TextLogprobs, chat_logprobs
+from trimtab.server.tools import Call, Calling, Piece, Splitter, finish_reason
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -24,10 +26,10 @@ def strict_json(value: object) -> bytes:
     return to_json(value, inf_nan_mode="null")
 
 
-def json_text(text: str) -> bytes:
-    """A JSON string without U+0085, U+2028 and U+2029, at which some clients split a stream into lines."""
-    raw: bytes = to_json(text)
-    if not text.isascii():
+def json_text(value: object) -> bytes:
+    """JSON without U+0085, U+2028 and U+2029, at which some clients split a stream into lines."""
+    raw: bytes = to_json(value)
+    if not raw.isascii():
         for mark, escaped in _LINE_MARKS:
             raw = raw.replace(mark, escaped)
     return raw
@@ -66,7 +68,7 @@ class Chunks:
 
     def finish(self, index: int, choice: Choice, decoding: object | None) -> bytes:
         """The last chunk of one choice; `decoding` rides on the last of all, if no usage chunk follows."""
-        ending = {"finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
+        ending = {"finish_reason": self._reason(index, choice), "stop_reason": choice.stop_reason}
         piece = self._last(index) + to_json(ending)[1:]
         return self._chunk(piece, b"" if decoding is None else b',"decoding":' + strict_json(decoding))
 
@@ -88,6 +90,9 @@ class Chunks:
     def _ids(self, delta: Delta) -> bytes:
         return b',"token_ids":' + to_json(delta.token_ids) if self._token_ids else b""
 
+    def _reason(self, index: int, choice: Choice) -> str:
+        return choice.finish_reason
+
     def _piece(self, index: int, delta: Delta) -> bytes:
         raise NotImplementedError
 
@@ -96,27 +101,7 @@ class Chunks:
 
 
 class ChatChunks(Chunks):
-    """Chunks of a chat completion."""
-
-    def opening(self, indices: Sequence[int]) -> bytes:
-        """One chunk per choice with the role and empty content."""
-        start = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
-        return b"".join(self._chunk(start % index) for index in indices)
-
-    def _piece(self, index: int, delta: Delta) -> bytes:
-        logprobs = b"null"
-        if delta.logprobs is not None:
-            logprobs = to_json(chat_logprobs(delta.logprobs, self._vocabulary))
-        return b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null%b}' % (
-            index, json_text(delta.text), logprobs, self._ids(delta),
-        )  # fmt: skip
-
-    def _last(self, index: int) -> bytes:
-        return b'{"index":%d,"delta":{},"logprobs":null,' % index
-
-
-class TextChunks(Chunks):
-    """Chunks of a text completion; `echo` is the text that precedes each choice, by its index."""
+    """Chunks of a chat completion; with `calling`, text and function calls are told apart."""
 
     def __init__(
         self,
@@ -126,22 +111,122 @@ class TextChunks(Chunks):
         logprobs: bool,
         token_ids: bool,
         vocabulary: Vocabulary,
-        echo: Sequence[str],
+        calling: Calling | None,
+    ) -> None:
+        super().__init__(
+            head, include_usage=include_usage, logprobs=logprobs, token_ids=token_ids, vocabulary=vocabulary
+        )
+        self._calling = calling
+        self._splitters: dict[int, Splitter] = {}
+
+    def opening(self, indices: Sequence[int]) -> bytes:
+        """One chunk per choice with the role and empty content."""
+        start = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        return b"".join(self._chunk(start % index) for index in indices)
+
+    def delta(self, index: int, delta: Delta) -> bytes:
+        """New text and calls of one choice; what may yet become a call is held back."""
+        if self._calling is None:
+            return super().delta(index, delta)
+        if index not in self._splitters:
+            self._splitters[index] = self._calling.splitter()
+        splitter = self._splitters[index]
+        said = _said(splitter.push(delta.text), splitter)
+        if not said and (self._logprobs or self._token_ids):
+            said = [b"{}"]
+        beside = [delta, *[None] * len(said)]  # what is known of the tokens stands beside the first
+        return b"".join(self._chunk(self._choice(index, *each)) for each in zip(said, beside, strict=False))
+
+    def finish(self, index: int, choice: Choice, decoding: object | None) -> bytes:
+        """The last chunk of one choice, behind what was held back."""
+        splitter = self._splitters.get(index)
+        said = [] if splitter is None else _said(splitter.flush(), splitter)
+        return b"".join(self._chunk(self._choice(index, each, None)) for each in said) + super().finish(
+            index, choice, decoding
+        )
+
+    def _reason(self, index: int, choice: Choice) -> str:
+        splitter = self._splitters.get(index)
+        return finish_reason(choice, called=splitter is not None and splitter.calls > 0)
+
+    def _piece(self, index: int, delta: Delta) -> bytes:
+        return self._choice(index, b'{"content":%b}' % json_text(delta.text), delta)
+
+    def _choice(self, index: int, said: bytes, delta: Delta | None) -> bytes:
+        """A choice that says something new, with what is known of the tokens behind it."""
+        logprobs = ids = b""
+        if delta is not None and delta.logprobs is not None:
+            logprobs = to_json(chat_logprobs(delta.logprobs, self._vocabulary))
+        if delta is not None:
+            ids = self._ids(delta)
+        return b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":null%b}' % (
+            index, said, logprobs or b"null", ids,
+        )  # fmt: skip
+
+    def _last(self, index: int) -> bytes:
+        return b'{"index":%d,"delta":{},"logprobs":null,' % index
+
+
+def _said(pieces: Sequence[Piece], splitter: Splitter) -> list[bytes]:
+    """The `delta` of a chunk for each piece, two for a call: its name first, then its arguments."""
+    said = []
+    number = splitter.calls - sum(isinstance(piece, Call) for piece in pieces)
+    for piece in pieces:
+        if isinstance(piece, str):
+            said.append(b'{"content":%b}' % json_text(piece))
+            continue
+        told = piece.told()
+        told["function"] = {"name": piece.name, "arguments": ""}
+        for part in ({"index": number, **told}, {"index": number, "function": {"arguments": piece.arguments}}):
+            said.append(b'{"tool_calls":[%b]}' % json_text(part))
+        number += 1
+    return said
+
+
+class TextChunks(Chunks):
+    """Chunks of a text completion; `echoes` are the prompts that precede the choices, by the choices' index.
+
+    An echo opens the stream or, where its log-probabilities are wanted, comes as soon as they are known.
+    """
+
+    def __init__(
+        self,
+        head: dict[str, Any],
+        *,
+        include_usage: bool,
+        logprobs: bool,
+        token_ids: bool,
+        vocabulary: Vocabulary,
+        echoes: Sequence[Echo | None],
         skip_special: bool,
     ) -> None:
         super().__init__(
             head, include_usage=include_usage, logprobs=logprobs, token_ids=token_ids, vocabulary=vocabulary
         )
-        self._echo = echo
-        self._aligned = [TextLogprobs(vocabulary, len(text), skip_special=skip_special) for text in echo]
+        self._echoes = echoes
+        lengths = (0 if echo is None else len(echo.text) for echo in echoes)
+        self._aligned = [TextLogprobs(vocabulary, length, skip_special=skip_special) for length in lengths]
 
     def opening(self, indices: Sequence[int]) -> bytes:
         """The echoed prompt of each choice, where one was asked for."""
+        if self._logprobs:
+            return b""
         return b"".join(
-            self._chunk(self._piece(index, Delta(index, self._echo[index], (), None)))
-            for index in indices
-            if self._echo[index]
+            self._chunk(self._piece(index, Delta(index, echo.text, (), None)))
+            for index, echo in ((index, self._echoes[index]) for index in indices)
+            if echo is not None
         )
+
+    def delta(self, index: int, delta: Delta) -> bytes:
+        """New text of one choice, behind what is echoed."""
+        echo = self._echoes[index]
+        if echo is None or delta.prompt_logprobs is None:
+            return super().delta(index, delta)
+        told = to_json(echo.logprobs(delta.prompt_logprobs, self._vocabulary))
+        opening = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}' % (
+            index, json_text(echo.text), told, b',"token_ids":[]' if self._token_ids else b"",
+        )  # fmt: skip
+        return self._chunk(opening) + (super().delta(index, delta) if delta.token_ids or delta.text else b"")
 
     def _piece(self, index: int, delta: Delta) -> bytes:
         logprobs = b"null"

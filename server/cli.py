@@ -1,4 +1,4 @@
-"""The command line: serve, chat, strategies, doctor, train. Heavy imports wait until a command needs them."""
+"""The command line: serve, chat, strategies, doctor, key, train. Heavy imports wait until a command needs them."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -46,10 +46,12 @@ def serve(
     threads: ThreadsOption = None,
     context_length: ContextOption = None,
     shutdown_timeout: ShutdownOption = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="print the settings as YAML, and end")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="print the settings as YAML with their origins, and end")
+    ] = False,
 ) -> None:
     """Serve a model over the OpenAI API."""
-    from trimtab.server.settings import as_yaml, load_settings
+    from trimtab.server.settings import Source, explained
 
     overrides = _given(
         server={"host": host, "port": port, "shutdown_timeout": shutdown_timeout},
@@ -62,13 +64,12 @@ def serve(
         },
     )
     try:
-        settings = load_settings(config, overrides)
         if print_config:
-            typer.echo(as_yaml(settings), nl=False)
+            typer.echo(explained(config, overrides), nl=False)
             return
         from trimtab.server import serve as runner
 
-        runner.serve(settings)
+        runner.serve(Source(config, overrides))
     except TrimtabError as error:
         _fail(error)
 
@@ -103,16 +104,37 @@ def chat(
 def strategies(
     markdown: Annotated[bool, typer.Option("--markdown", help="as the table of the docs")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with the JSON Schema of the parameters")] = False,
+    python: Annotated[Path | None, typer.Option(help="folder to write the client's typed objects into")] = None,
 ) -> None:
     """List the decoding strategies."""
+    from trimtab.server import client_types
     from trimtab.server import strategies as listing
 
-    if markdown:
+    if python is not None:
+        client_types.write(python)
+    elif markdown:
         typer.echo(listing.markdown(), nl=False)
     elif as_json:
         typer.echo(listing.as_json())
     else:
         listing.print_tables()
+
+
+@app.command()
+def openapi(
+    types: Annotated[Path | None, typer.Option(help="write TypeScript types here instead; needs Node.js")] = None,
+) -> None:
+    """Print the OpenAPI document, with what `decoding` may hold."""
+    from trimtab.server import typescript
+
+    told = typescript.document()
+    try:
+        if types is None:
+            typer.echo(typescript.canonical(told), nl=False)
+        else:
+            types.write_text(typescript.types(typescript.source(told)), encoding="utf-8")
+    except TrimtabError as error:
+        _fail(error)
 
 
 @app.command()
@@ -142,6 +164,22 @@ def doctor(
         healthy = healthy and check.ok
     if not healthy:
         raise typer.Exit(1)
+
+
+@app.command()
+def key(
+    caller: Annotated[str, typer.Argument(help="who will call with it")],
+    policy: Annotated[str | None, typer.Option(help="policy of the caller", show_default="default_policy")] = None,
+) -> None:
+    """Make an API key; it is shown this once, and the configuration gets its digest."""
+    import yaml
+
+    from trimtab.server.keys import digest, generate
+
+    made = generate()
+    entry = {"sha256": digest(made).hex()} | ({} if policy is None else {"policy": policy})
+    typer.echo(f"# the key, for {caller}: {made}")
+    typer.echo(yaml.safe_dump({"keys": {caller: entry}}, sort_keys=False), nl=False)
 
 
 def _given(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:

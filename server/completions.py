@@ -9,43 +9,44 @@ from starlette.responses import Response
 from trimtab.engine.results import Choice, Result
 from trimtab.llm import GenerationRequest
 from trimtab.server import report
-from trimtab.server.body import JsonRoute
 from trimtab.server.bridge import Exchange
+from trimtab.server.callers import GuardedRoute
 from trimtab.server.chunks import TextChunks
+from trimtab.server.echo import Echo, joined
 from trimtab.server.logprobs import TextLogprobs
+from trimtab.server.offload import build, weight
+from trimtab.server.openapi import refusals
 from trimtab.server.schema.completions import CompletionRequest
 from trimtab.server.schema.responses import Completion, TextChoice
-from trimtab.server.service import Service
+from trimtab.server.service import Call, Service
 from trimtab.server.stream import EventStream
 
 
 def routes(service: Service) -> APIRouter:
     """The text completion endpoint."""
-    router = APIRouter(route_class=JsonRoute)
+    router = APIRouter(route_class=GuardedRoute)
 
-    @router.post("/v1/completions", response_model=Completion)
+    @router.post("/v1/completions", response_model=Completion, responses=refusals(403, 404))
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several texts; choices are numbered prompt by prompt."""
-        service.check_model(body.model)
+        call = service.call(request, "completions", body.model, body.given)
         body.check_stream()
-        body.check_echo()
-        prepared = await service.prepare(_generations(service, body))
-        echo = _echo(service, body)
-        exchange = service.bridge.submit(prepared, body.choices)
-        head = service.head("cmpl", "text_completion")
+        exchange = await service.begin(call, _generations(service, call, body))
+        echoes = _echoes(exchange, body)
+        head = service.head("cmpl", "text_completion", call.target.id)
         if body.stream:
-            return _stream(service, body, exchange, head, echo)
+            return _stream(service, body, exchange, head, echoes)
         with service.bridge.watched(exchange, request.receive):
             results = await exchange.complete()
-        answer = _whole(service, body, exchange, results, head, echo)
-        return Response(answer.model_dump_json(), media_type="application/json")
+        answer = await build(weight(results), lambda: _whole(body, exchange, results, head, echoes).model_dump_json())
+        return Response(answer, media_type="application/json")
 
     return router
 
 
-def _generations(service: Service, body: CompletionRequest) -> list[GenerationRequest]:
-    max_tokens = service.limit(body.choices, len(body.prompts), body.token_limit, "max_tokens")
-    sampling = body.sampling(max_tokens, body.logprobs)
+def _generations(service: Service, call: Call, body: CompletionRequest) -> list[GenerationRequest]:
+    allowed = service.limit(call, body.choices, len(body.prompts), body.max_tokens, "max_tokens")
+    sampling = body.sampling(body.token_limit(allowed), body.logprobs)
     return [
         GenerationRequest(
             prompt=prompt,
@@ -54,52 +55,58 @@ def _generations(service: Service, body: CompletionRequest) -> list[GenerationRe
             decoding=body.decoding,
             progress=body.include_progress,
             cache_salt=body.cache_salt or "",
+            priority=body.priority or 0,
             add_special_tokens=body.add_special_tokens is not False,
+            prompt_logprobs=body.prompt_logprobs,
         )
         for prompt in body.prompts
     ]
 
 
-def _echo(service: Service, body: CompletionRequest) -> list[str]:
-    """The text that precedes each choice, empty without echo."""
-    if not body.echo:
-        return [""] * (len(body.prompts) * body.choices)
-    texts = [p if isinstance(p, str) else service.llm.vocabulary.decode(p) for p in body.prompts]
-    return [text for text in texts for _ in range(body.choices)]
+def _echoes(exchange: Exchange, body: CompletionRequest) -> list[Echo | None]:
+    """What precedes each choice; None without echo."""
+    skip = body.skip_special_tokens is not False
+    return [
+        Echo.of(prompt, prepared.prompt_ids, exchange.llm.vocabulary, skip_special=skip) if body.echo else None
+        for prompt, prepared in zip(body.prompts, exchange.prepared, strict=True)
+        for _ in range(body.choices)
+    ]
 
 
 def _stream(
-    service: Service, body: CompletionRequest, exchange: Exchange, head: dict[str, Any], echo: Sequence[str]
+    service: Service, body: CompletionRequest, exchange: Exchange, head: dict[str, Any], echoes: Sequence[Echo | None]
 ) -> EventStream:
     chunks = TextChunks(
         head,
         include_usage=body.include_usage,
         logprobs=body.logprobs is not None,
         token_ids=bool(body.return_token_ids),
-        vocabulary=service.llm.vocabulary,
-        echo=echo,
+        vocabulary=exchange.llm.vocabulary,
+        echoes=echoes,
         skip_special=body.skip_special_tokens is not False,
     )
     return EventStream(service, exchange, chunks, include_usage=body.include_usage)
 
 
 def _whole(
-    service: Service,
     body: CompletionRequest,
     exchange: Exchange,
     results: Sequence[Result],
     head: dict[str, Any],
-    echo: Sequence[str],
+    echoes: Sequence[Echo | None],
 ) -> Completion:
-    def choice(index: int, each: Choice, prompt_ids: Sequence[int]) -> TextChoice:
-        logprobs = None
+    vocabulary, skip = exchange.llm.vocabulary, body.skip_special_tokens is not False
+
+    def choice(index: int, each: Choice, result: Result, prompt_ids: Sequence[int]) -> TextChoice:
+        echo, logprobs = echoes[index], None
+        text = "" if echo is None else echo.text
         if each.logprobs is not None:
-            logprobs = TextLogprobs(
-                service.llm.vocabulary, len(echo[index]), skip_special=body.skip_special_tokens is not False
-            ).add(each.logprobs)
+            logprobs = TextLogprobs(vocabulary, len(text), skip_special=skip).add(each.logprobs)
+        if logprobs is not None and echo is not None and result.prompt_logprobs is not None:
+            logprobs = joined(echo.logprobs(result.prompt_logprobs, vocabulary), logprobs)
         return TextChoice(
             index=index,
-            text=echo[index] + each.text,
+            text=text + each.text,
             logprobs=logprobs,
             finish_reason=each.finish_reason,
             stop_reason=each.stop_reason,
@@ -110,10 +117,10 @@ def _whole(
     return Completion(
         **head,
         choices=[
-            choice(part * body.choices + number, each, prepared.prompt_ids)
+            choice(part * body.choices + number, each, result, prepared.prompt_ids)
             for part, (prepared, result) in enumerate(zip(exchange.prepared, results, strict=True))
             for number, each in enumerate(result.choices)
         ],
         usage=report.usage(results),
-        decoding=report.decodings(exchange.prepared, results, service.llm.vocabulary),
+        decoding=report.decodings(exchange, results),
     )

@@ -40,6 +40,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _versions()
     yield from _processor(settings)
     yield _port(settings)
+    yield from _telemetry(settings)
     yield from _model(settings)
 
 
@@ -127,6 +128,20 @@ def _port(settings: Settings) -> Check:
     return Check("port", True, f"{where} is free")
 
 
+def _telemetry(settings: Settings) -> Iterator[Check]:
+    """Whether traces can be sent, where they are asked for."""
+    if not settings.server.telemetry:
+        return
+    from trimtab.server.telemetry import TelemetryUnavailable, check
+
+    try:
+        check()
+    except TelemetryUnavailable as error:
+        yield Check("telemetry", False, str(error))
+    else:
+        yield Check("telemetry", True, "traces have somewhere to go")
+
+
 def _model(settings: Settings) -> Iterator[Check]:
     from trimtab.llm import LLM
     from trimtab.server.guide_checks import guide_checks
@@ -144,8 +159,22 @@ def _model(settings: Settings) -> Iterator[Check]:
         fix = "" if chat else "use /v1/completions, or serve a chat model"
         yield Check("chat template", chat, "present" if chat else "the tokenizer has none", fix)
         yield from guide_checks(llm)
+        yield from _rules(settings, llm)
     finally:
         llm.close()
+
+
+def _rules(settings: Settings, llm: "LLM") -> Iterator[Check]:
+    """Whether presets, policies and keys fit each other and the model."""
+    from trimtab.server.rules import problems
+
+    found = list(problems(settings, {llm.model_name: llm}))
+    for problem in found:
+        yield Check("rules", False, problem)
+    if not found:
+        counted = ((settings.presets, "presets"), (settings.policies, "policies"), (settings.keys, "keys"))
+        told = ", ".join(f"{len(each)} {name}" for each, name in counted)
+        yield Check("rules", True, told + ("" if settings.keys else ": everybody may call"))
 
 
 def _memory(llm: "LLM") -> Check:

@@ -1,19 +1,20 @@
 """Every error of the HTTP interface as OpenAI's error body."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trimtab.decoders.invalid import nearest
-from trimtab.engine.errors import GuideError, InvalidRequest, Overloaded
-from trimtab.server.bridge import ClientGone
+from trimtab.decoders.invalid import VIOLATION, nearest
+from trimtab.engine.errors import Draining, GuideError, GuideUnavailable, InvalidRequest, Overloaded
 
 log = logging.getLogger("trimtab.server")
 
@@ -27,6 +28,10 @@ _TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete."""
 
 
 class ApiError(HTTPException):
@@ -61,16 +66,27 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequest):
-        return ApiError(400, str(error), param=error.param, code=error.code)
+        status = 403 if error.code == VIOLATION else 400
+        return ApiError(status, str(error), param=error.param, code=error.code)
     if isinstance(error, Overloaded):
-        retry = str(max(1, round(error.retry_after)))
-        return ApiError(503, str(error), code="overloaded", headers={"retry-after": retry})
+        retry = str(max(1, math.ceil(error.retry_after)))
+        return ApiError(503, str(error), code=_overload(error), headers={"retry-after": retry})
     if isinstance(error, GuideError):
         log.error("%s", error)
         return ApiError(500, f"guide {error.guide!r} failed", code="guide_error", headers=NO_RETRY)
     log.error("internal error", exc_info=error)
     message = "internal error; the server's log has the details under this x-request-id"
     return ApiError(500, message, code="internal_error", headers=NO_RETRY)
+
+
+def _overload(error: Overloaded) -> str:
+    """Why a request has to come again."""
+    match error:
+        case Draining():
+            return "draining"
+        case GuideUnavailable():
+            return "guide_unavailable"
+    return "overloaded"
 
 
 def install(app: FastAPI) -> None:
@@ -102,13 +118,14 @@ def _from_http(app: FastAPI, request: Request, error: HTTPException) -> ApiError
         return error
     path = request.url.path
     if error.status_code == 404:
-        close = nearest(path, app.openapi()["paths"])
+        close = nearest(path, [str(each.path) for each in iter_route_contexts(app.routes)])
         advice = f"; did you mean {close}?" if close else ""
         return ApiError(404, f"nothing is served at {path}{advice}", code="not_found")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        methods = set((error.headers or {})["Allow"].split(", "))
+        allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         message = f"{path} does not take {request.method}; use {allowed}"
-        return ApiError(405, message, code="method_not_allowed", headers=error.headers)
+        return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
     return ApiError(error.status_code, str(error.detail), headers=error.headers)
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide
 from trimtab.engine.guides.card import Card
-from trimtab.engine.guides.config import GuideConfig
+from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.rewards.contract import Contract
 from trimtab.engine.rewards.program import Program
 from trimtab.engine.sources import short_name
@@ -20,7 +20,8 @@ from trimtab.server.schema.responses import (
 
 def describe(llm: LLM) -> list[GuideCard]:
     """Every guide of the configuration, in its order."""
-    return [_card(llm, guide, llm.settings.guides[guide.name]) for guide in llm.guides.values()]
+    loaded = llm.loaded
+    return [_card(loaded, guide) for guide in loaded.by_name.values()]
 
 
 def vocabulary_relation(guide: Guide) -> VocabularyRelation | None:
@@ -39,7 +40,8 @@ def scores_candidates(guide: Guide) -> bool:
     return isinstance(guide, ScorerGuide) and guide.translation is not None
 
 
-def _card(llm: LLM, guide: Guide, config: GuideConfig) -> GuideCard:
+def _card(loaded: Guides, guide: Guide) -> GuideCard:
+    config = loaded.configs[guide.name]
     reader = guide if isinstance(guide, LanguageGuide | ScorerGuide) else None
     return GuideCard(
         name=guide.name,
@@ -49,9 +51,9 @@ def _card(llm: LLM, guide: Guide, config: GuideConfig) -> GuideCard:
         context_length=reader and reader.model.context_length,
         chat_template=reader and bool(reader.vocabulary.tokenizer.chat_template),
         scores_candidates=scores_candidates(guide),
-        scores_answers=guide.name in llm.rewards,
-        contract=_contract(llm.contracts.get(guide.name)),
-        card=_origin(llm.cards.get(guide.name)),
+        scores_answers=guide.name in loaded.rewards,
+        contract=_contract(loaded.contracts.get(guide.name)),
+        card=_origin(loaded.cards.get(guide.name)),
     )
 
 

@@ -1,40 +1,50 @@
-"""What this server offers: models, strategies, guides, and its tokenizer."""
+"""What this server offers: models, strategies, guides, and its tokenizers."""
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from trimtab.server.body import JsonRoute
+from trimtab.server.callers import GuardedRoute
 from trimtab.server.guides import describe
-from trimtab.server.schema.responses import GuideList, ModelCard, ModelList
+from trimtab.server.openapi import refusals
+from trimtab.server.schema.responses import GuideList, ModelCard, ModelList, StrategyList
 from trimtab.server.schema.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
 )
-from trimtab.server.service import Service
+from trimtab.server.service import Service, Target
 from trimtab.server.strategies import budget_schema, described, described_rules
+
+
+def model_card(service: Service, target: Target) -> ModelCard:
+    """What is told of a model id."""
+    preset = target.preset
+    return ModelCard(
+        id=target.id,
+        created=service.created,
+        max_model_len=target.llm.context_length,
+        parent=None if preset is None else target.llm.model_name,
+        description=(preset.description or None) if preset is not None else None,
+    )
 
 
 def routes(service: Service) -> APIRouter:
     """Models, strategies, guides, tokenize and detokenize."""
-    router = APIRouter(route_class=JsonRoute)
-    llm = service.llm
-    card = ModelCard(id=llm.model_name, created=service.created, max_model_len=llm.context_length)
+    router = APIRouter(route_class=GuardedRoute)
 
     @router.get("/v1/models")
     async def models() -> ModelList:
-        """The models that requests may name."""
-        return ModelList(data=[card])
+        """The models that requests may name: each base model, and each of its presets."""
+        return ModelList(data=[model_card(service, target) for target in service.targets.values()])
 
-    @router.get("/v1/models/{model:path}")
+    @router.get("/v1/models/{model:path}", responses=refusals(404))
     async def model(model: str) -> ModelCard:
         """One model."""
-        service.check_model(model)
-        return card
+        return model_card(service, service.target(model))
 
-    @router.get("/v1/strategies")
+    @router.get("/v1/strategies", response_model=StrategyList)
     async def list_strategies() -> dict[str, Any]:
         """Every decoding strategy and rule of selection with its JSON Schema, budgets, and the rewards to name."""
         return {
@@ -42,19 +52,18 @@ def routes(service: Service) -> APIRouter:
             "data": described(),
             "rules": described_rules(),
             "budget": budget_schema(),
-            "rewards": sorted(llm.rewards),
+            "rewards": sorted({reward for llm in service.llms.values() for reward in llm.rewards}),
         }
 
     @router.get("/v1/guides")
     async def list_guides() -> GuideList:
         """Every guide: its role and model, and what it can be used for."""
-        return GuideList(data=describe(llm))
+        return GuideList(data=[card for llm in service.llms.values() for card in describe(llm)])
 
-    @router.post("/tokenize")
-    def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+    @router.post("/tokenize", responses=refusals(403, 404))
+    def tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
         """Token ids of a text or of a conversation under the chat template."""
-        if body.model is not None:
-            service.check_model(body.model)
+        llm = service.call(request, "tokenize", body.model, body.given).llm
         if body.messages is not None:
             tokens = llm.vocabulary.chat(
                 [message.to_message() for message in body.messages],
@@ -72,11 +81,10 @@ def routes(service: Service) -> APIRouter:
             token_strs=strings if body.return_token_strs else None,
         )
 
-    @router.post("/detokenize")
-    def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+    @router.post("/detokenize", responses=refusals(403, 404))
+    def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
         """The text of token ids."""
-        if body.model is not None:
-            service.check_model(body.model)
+        llm = service.call(request, "tokenize", body.model, body.given).llm
         body.check_ids(llm.vocabulary.size)
         return DetokenizeResponse(prompt=llm.vocabulary.decode(body.tokens, skip_special_tokens=False))
 

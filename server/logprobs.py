@@ -40,11 +40,21 @@ class TextLogprobs:
 
     def add(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """`{tokens, token_logprobs, top_logprobs, text_offset}` of the next tokens."""
+        return self._told([token.id for token in tokens], tokens, [self._advance(token.id) for token in tokens])
+
+    def echo(self, ids: Sequence[int], tokens: Sequence[TokenLogprob | None], text: str, silent: int) -> dict[str, Any]:
+        """The same of a prompt that is echoed as `text`, of which the first `silent` tokens are no part."""
+        offsets = [self._offset] * silent + [min(self._advance(id_), len(text)) for id_ in ids[silent:]]
+        return self._told(ids, tokens, offsets)
+
+    def _told(
+        self, ids: Sequence[int], tokens: Sequence[TokenLogprob | None], offsets: Sequence[int]
+    ) -> dict[str, Any]:
         return {
-            "tokens": [self._token(token.id) for token in tokens],
-            "token_logprobs": [max(token.logprob, LOWEST) for token in tokens],
-            "top_logprobs": [self._top(token) for token in tokens],
-            "text_offset": [self._advance(token.id) for token in tokens],
+            "tokens": [self._token(id_) for id_ in ids],
+            "token_logprobs": [None if token is None else max(token.logprob, LOWEST) for token in tokens],
+            "top_logprobs": [None if token is None else self._top(token) for token in tokens],
+            "text_offset": offsets,
         }
 
     def _advance(self, token: int) -> int:
@@ -64,7 +74,8 @@ class TextLogprobs:
         return _text(self._vocabulary.token_bytes(token))
 
     def _top(self, token: TokenLogprob) -> dict[str, float]:
-        return {self._token(other): max(logprob, LOWEST) for other, logprob in token.top}
+        # Parts of characters may look alike: the likeliest of them stays.
+        return {self._token(other): max(logprob, LOWEST) for other, logprob in reversed(token.top)}
 
 
 def _text(raw: bytes) -> str:

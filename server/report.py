@@ -1,11 +1,12 @@
 """The numbers beside an answer: usage, and the `decoding` object that says what was done and spent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.engine.results import Candidate, Result
 from trimtab.engine.vocabulary import Vocabulary
 from trimtab.server import trace
+from trimtab.server.bridge import Exchange
 from trimtab.server.schema.responses import CompletionUsage, PromptTokensDetails
 
 if TYPE_CHECKING:
@@ -25,15 +26,19 @@ def usage(results: Sequence[Result]) -> CompletionUsage:
     )
 
 
-def decoding(prepared: "PreparedRequest", result: Result, vocabulary: Vocabulary) -> dict[str, Any]:
+def decoding(
+    prepared: "PreparedRequest", result: Result, vocabulary: Vocabulary, acting: Mapping[str, Any]
+) -> dict[str, Any]:
     """Resolved spec, candidates (all about them under a search), what search and steering did, cost by model and phase.
 
-    Numbers may be infinite or NaN: whoever writes this as JSON makes them null.
+    `acting` is what is told of a preset and a policy. Numbers may be infinite or NaN: whoever writes this as JSON makes
+    them null.
     """
     search = prepared.searches
     chosen = {c.choice: index for index, c in enumerate(result.candidates) if c.choice is not None}
     traces = [choice.trace for choice in result.choices if choice.trace is not None]
     return {
+        **acting,
         "spec": dict(prepared.decoding),
         "chosen": [chosen.get(index) for index in range(len(result.choices))],
         "candidates": [_candidate(candidate, search) for candidate in result.candidates],
@@ -49,11 +54,11 @@ def decoding(prepared: "PreparedRequest", result: Result, vocabulary: Vocabulary
     }
 
 
-def decodings(
-    prepared: Sequence["PreparedRequest"], results: Sequence[Result], vocabulary: Vocabulary
-) -> dict[str, Any] | list[dict[str, Any]]:
+def decodings(exchange: Exchange, results: Sequence[Result]) -> dict[str, Any] | list[dict[str, Any]]:
     """One report for one prompt, a list of them for several."""
-    reports = [decoding(request, result, vocabulary) for request, result in zip(prepared, results, strict=True)]
+    vocabulary, acting = exchange.llm.vocabulary, exchange.acting
+    answered = zip(exchange.prepared, results, strict=True)
+    reports = [decoding(request, result, vocabulary, acting) for request, result in answered]
     return reports[0] if len(reports) == 1 else reports
 
 

@@ -1,21 +1,29 @@
 """`trimtab serve`: bind, load, listen, drain."""
 
+import asyncio
 import logging
+import signal
 import socket
+import threading
 import time
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from trimtab.engine.errors import TrimtabError
+from trimtab.engine.errors import Overloaded, TrimtabError
+from trimtab.server import telemetry
+from trimtab.server.logs import logging_to
+from trimtab.server.protocol import BoundedProtocol, ProtocolConfig
 from trimtab.server.service import Service
-from trimtab.server.settings import ServerSettings, Settings
+from trimtab.server.settings import ServerSettings, Settings, Source
 
 log = logging.getLogger("trimtab.server")
 
 FORCED = 1.0
 """seconds that connections get to close once running requests are done or out of time"""
+LAST = 1.0
+"""seconds before that time at which searches are told to end with the best that they have"""
 
 
 class PortTaken(TrimtabError):
@@ -40,65 +48,88 @@ def bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal ends it; raises TrimtabError when the port or the model is not to be had."""
-    listener = bind(settings.server)
-    try:
-        # Imported after the port is ours: torch takes seconds to import, a taken port should be told at once.
-        from trimtab.llm import LLM
-        from trimtab.server.app import create_app
-
-        llm = LLM(settings.engine.model, settings=settings.engine)
+def serve(source: Source) -> None:
+    """Serve until a signal ends it; raises TrimtabError when settings, port or model are not to be had."""
+    settings = source.load()
+    with logging_to(settings.server.log):
+        if settings.server.telemetry:
+            telemetry.check()
+        listener = bind(settings.server)
         try:
-            app = create_app(llm, settings)
-            server = DrainingServer(app.state.service, uvicorn_config(app))
-            server.run(sockets=[listener])
+            _serve(settings, source, listener)
         finally:
-            llm.close()
+            listener.close()
+
+
+def _serve(settings: Settings, source: Source, listener: socket.socket) -> None:
+    # Imported after the port is ours: torch takes seconds to import, a taken port should be told at once.
+    from trimtab.llm import LLM
+    from trimtab.server.app import create_app
+
+    llm = LLM(settings=settings.engine)
+    try:
+        app = create_app(llm, settings, source.load)
+    except TrimtabError:
+        llm.close()
+        raise
+    try:
+        DrainingServer(app.state.service, uvicorn_config(app)).run(sockets=[listener])
     finally:
-        listener.close()
+        app.state.service.close()
 
 
-def uvicorn_config(app: FastAPI) -> uvicorn.Config:
-    """How uvicorn runs `app` here; uvloop and httptools are used where they are installed."""
-    return uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=max(1, round(FORCED)),
-        server_header=False,
-    )
+def uvicorn_config(app: FastAPI) -> ProtocolConfig:
+    """How uvicorn runs `app` here."""
+    return ProtocolConfig(app, app.state.service.settings, graceful=FORCED)
 
 
 class DrainingServer(uvicorn.Server):
     """Keeps listening while it drains, so that /ready says so and new requests get a 503, not a reset."""
 
-    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+    def __init__(self, service: Service, config: ProtocolConfig) -> None:
         super().__init__(config)
         self._service = service
         self._deadline: float | None = None
+        self._interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
         if self._deadline is not None:
             super().handle_exit(sig, frame)
+            self.force_exit = True
             return
         self._deadline = time.monotonic() + self._service.settings.shutdown_timeout
         self._service.drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether the main loop ends."""
-        if self._deadline is not None and (self._service.bridge.open == 0 or time.monotonic() >= self._deadline):
-            self.should_exit = True
+        if self._deadline is not None:
+            self._drain(self._deadline - time.monotonic())
         return await super().on_tick(counter)
 
+    def _drain(self, left: float) -> None:
+        """End when nobody waits for an answer; `left` seconds remain until the rest is told an error."""
+        if not any(isinstance(each, BoundedProtocol) and each.busy for each in self.server_state.connections):
+            self.should_exit = True
+            return
+        if left <= LAST and not self._interrupted:
+            self._interrupted = True
+            for llm in self._service.llms.values():
+                llm.interrupt_all()
+        if left <= 0:
+            log.warning("out of time: %d requests end with an error", self._service.bridge.open)
+            self._service.bridge.halt(Overloaded("the server is shutting down and is out of time", retry_after=5.0))
+            self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say where and how to try it."""
+        """Listen, then say where and how to try it; from now on SIGHUP reloads."""
         await super().startup(sockets=sockets)
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, self._service.try_reload))
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            print(_welcome(f"http://{_reachable(host)}:{port}", self._service.llm.model_name), flush=True)
+            print(_welcome(f"http://{_reachable(host)}:{port}", next(iter(self._service.llms))), flush=True)
 
 
 def _reachable(host: str) -> str:

@@ -1,72 +1,228 @@
-"""What every route needs: the model, the settings, the bridge to the engine and the metrics."""
+"""What every route needs: the models, the rules, the bridge to the engines, quotas and metrics."""
 
+import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
-from trimtab.engine.errors import InvalidRequest
-from trimtab.server.bridge import Bridge
+from trimtab.engine.errors import InvalidRequest, TrimtabError
+from trimtab.server.bridge import Bridge, Exchange
+from trimtab.server.callers import Caller
 from trimtab.server.errors import ApiError
 from trimtab.server.metrics import Metrics
 from trimtab.server.nearest import hint
-from trimtab.server.settings import Settings
+from trimtab.server.policy import Endpoint
+from trimtab.server.presets import Preset
+from trimtab.server.quotas import Quotas
+from trimtab.server.rules import Rules
+from trimtab.server.settings import RELOADABLE, Settings
 from trimtab.server.version import installed_version
 
 if TYPE_CHECKING:
-    from trimtab.llm import LLM, GenerationRequest, PreparedRequest
+    from trimtab.llm import LLM, GenerationRequest
+
+log = logging.getLogger("trimtab.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a model id names: a model, and perhaps a preset of its decoding."""
+
+    id: str
+    llm: "LLM"
+    preset_name: str | None = None
+    preset: Preset | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request: who asks what of which model, and which fields they set."""
+
+    caller: Caller
+    target: Target
+    endpoint: Endpoint
+    given: frozenset[str]
+
+    @property
+    def llm(self) -> "LLM":
+        return self.target.llm
 
 
 class Service:
-    """One model behind one app."""
+    """The models behind one app. `source` reads the settings anew, for a reload."""
 
-    def __init__(self, llm: "LLM", settings: Settings) -> None:
-        self.llm = llm
+    def __init__(self, llm: "LLM", settings: Settings, source: Callable[[], Settings] | None = None) -> None:
+        self.llms: Mapping[str, LLM] = {llm.model_name: llm}
+        """by id; replaced as a whole. The first is what requests without a model get"""
         self.settings = settings.server
-        self.metrics = Metrics(llm.stats)
-        self.bridge = Bridge(llm, self.metrics)
+        self.rules = Rules.of(settings, self.llms)
+        self.metrics = Metrics(lambda: {name: each.stats for name, each in self.llms.items()})
+        self.bridge = Bridge(self.metrics)
+        self.quotas = Quotas(self.metrics.spent)
         self.created = int(time.time())
         self.fingerprint = f"trimtab-{installed_version()}"
         self.draining = False
+        self._started = self._configured = settings
+        self._source = source
+
+    @property
+    def failed(self) -> Exception | None:
+        """Why an engine stopped for good, if one did."""
+        return next((llm.failed for llm in self.llms.values() if llm.failed is not None), None)
 
     def drain(self) -> None:
         """Refuse new requests from now on; running ones go on. Safe from a signal handler."""
         self.draining = True
-        self.llm.drain()
+        for llm in self.llms.values():
+            llm.drain()
 
-    def check_model(self, name: str) -> None:
-        """Raise a 404 unless `name` is a model that is served."""
-        if name != self.llm.model_name:
-            message = f"the model {name!r} does not exist; {hint(name, [self.llm.model_name])}"
+    def close(self) -> None:
+        """Stop every engine; requests still running end with an error."""
+        for llm in self.llms.values():
+            llm.close()
+
+    def add(self, llm: "LLM") -> None:
+        """Serve another model; raises InvalidSettings, and does not, if presets and policies do not fit it."""
+        llms = {**self.llms, llm.model_name: llm}
+        self.rules = Rules.of(self._configured, llms)
+        self.llms = llms
+
+    def remove(self, model: str) -> "LLM":
+        """Take a model out of service; raises a 404. The caller drains and closes what is returned."""
+        if model not in self.llms:
+            message = f"the model {model!r} does not exist; {hint(model, self.llms)}"
             raise ApiError(404, message, param="model", code="model_not_found")
+        llm = self.llms[model]
+        self.llms = {name: each for name, each in self.llms.items() if name != model}
+        return llm
 
-    def limit(self, choices: int, prompts: int, max_tokens: int | None, field: str) -> int | None:
-        """The token limit to use; raises InvalidRequest for more than the server allows, naming `field`."""
-        limits = self.settings.limits
+    def reload(self) -> list[str]:
+        """Read presets, policies and keys anew, all or nothing.
+
+        Returns the settings that need a restart to be in force. Raises InvalidSettings and keeps what there was.
+        """
+        try:
+            new = self._configured if self._source is None else self._source()
+            rules = Rules.of(new, self.llms)
+        except TrimtabError:
+            self.metrics.reloaded(ok=False)
+            raise
+        self.rules, self._configured = rules, new
+        self.metrics.reloaded(ok=True)
+        in_force = self._started
+        return [
+            f"{section}.{name}"
+            for section in ("server", "engine")
+            for name in type(getattr(new, section)).model_fields
+            if getattr(getattr(new, section), name) != getattr(getattr(in_force, section), name)
+        ]
+
+    def try_reload(self) -> None:
+        """Reload and log how it went; for a signal."""
+        try:
+            waiting = self.reload()
+        except TrimtabError as error:
+            log.error("not reloaded, the old %s stay: %s", ", ".join(RELOADABLE), error)
+            return
+        log.warning("reloaded %s", ", ".join(RELOADABLE))
+        if waiting:
+            log.warning("these settings have changed and need a restart: %s", ", ".join(waiting))
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """Everything that a request may name as its model."""
+        presets = self.rules.presets
+        found = {name: Target(name, llm) for name, llm in self.llms.items()}
+        return found | {
+            f"{model}:{name}": Target(f"{model}:{name}", llm, name, preset)
+            for model, llm in self.llms.items()
+            for name, preset in presets.items()
+        }
+
+    def target(self, model: str | None) -> Target:
+        """What the id `model` names; the first model for None. Raises a 404."""
+        targets = self.targets
+        if model is None and targets:
+            return next(iter(targets.values()))
+        if model not in targets:
+            message = f"the model {model!r} does not exist; {hint(str(model), targets)}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return targets[model]
+
+    def call(self, request: Request, endpoint: Endpoint, model: str | None, given: frozenset[str]) -> Call:
+        """Who asks what; raises a 404 for an unknown model and a 403 for what the caller's policy rules out."""
+        caller: Caller = request.state.caller
+        call = Call(caller, self.target(model), endpoint, given)
+        if caller.policy is not None:
+            caller.policy.admit(endpoint, call.target.preset_name)
+        return call
+
+    def limit(self, call: Call, choices: int, prompts: int, max_tokens: int | None, field: str) -> int | None:
+        """The token limit to use.
+
+        Raises InvalidRequest for more than the server allows, naming `field`, and a 403 for more than the policy does.
+        """
+        limits, policy = self.settings.limits, call.caller.policy
         if choices < 1:
             raise InvalidRequest(f"n must be at least 1, not {choices}", param="n", code="invalid_value")
         if choices * prompts > limits.max_n:
             message = f"n times the number of prompts may be {limits.max_n} at most, not {choices * prompts}"
             raise InvalidRequest(message, param="n", code="invalid_value")
-        if max_tokens is None or limits.max_tokens is None:
-            return limits.max_tokens if max_tokens is None else max_tokens
-        if max_tokens > limits.max_tokens:
+        if max_tokens is not None and limits.max_tokens is not None and max_tokens > limits.max_tokens:
             message = f"{field} may be {limits.max_tokens} at most on this server, not {max_tokens}"
             raise InvalidRequest(message, param=field, code="invalid_value")
+        if policy is not None:
+            policy.check_size(choices * prompts, max_tokens, field)
+        if max_tokens is None:
+            return _smaller(limits.max_tokens, None if policy is None else policy.limits.max_tokens)
         return max_tokens
 
-    def head(self, prefix: str, kind: str) -> dict[str, Any]:
+    async def begin(self, call: Call, requests: Sequence["GenerationRequest"]) -> Exchange:
+        """Validate, tokenise and start every prompt of a request, or none.
+
+        Raises InvalidRequest, Overloaded, and ApiError for what the caller may not have.
+        """
+        preset, policy = call.target.preset, call.caller.policy
+        applied: tuple[str, ...] = ()
+        if preset is not None:
+            requests = [preset.apply(each) for each in requests]
+        if policy is not None:
+            reviewed = [policy.review(each, call.given, preset=preset) for each in requests]
+            requests, applied = [each for each, _ in reviewed], reviewed[0][1]
+        lease = self.quotas.enter(call.caller, len(requests))
+        try:
+            prepared = await run_in_threadpool(lambda: [call.llm.prepare(each) for each in requests])
+            lease.occupy(sum(each.rows for each in prepared))
+        except BaseException:
+            lease.abandon()
+            raise
+        return self.bridge.submit(call.llm, prepared, requests[0].n, lease, self._acting(call, applied))
+
+    def _acting(self, call: Call, applied: tuple[str, ...]) -> dict[str, Any]:
+        """What the response tells of the preset and the policy."""
+        told: dict[str, Any] = {}
+        if call.target.preset_name is not None:
+            told["preset"] = call.target.preset_name
+        if call.caller.policy_name is not None:
+            told["policy"] = {"name": call.caller.policy_name, "applied": list(applied)}
+        return told
+
+    def head(self, prefix: str, kind: str, model: str) -> dict[str, Any]:
         """The fields that open every answer: a fresh id, the object's kind, time, model and fingerprint."""
         return {
             "id": f"{prefix}-{uuid.uuid4().hex}",
             "object": kind,
             "created": int(time.time()),
-            "model": self.llm.model_name,
+            "model": model,
             "system_fingerprint": self.fingerprint,
         }
 
-    async def prepare(self, requests: Sequence["GenerationRequest"]) -> list["PreparedRequest"]:
-        """Validate and tokenise outside the event loop; raises InvalidRequest or Overloaded."""
-        return await run_in_threadpool(lambda: [self.llm.prepare(request) for request in requests])
+
+def _smaller(first: int | None, second: int | None) -> int | None:
+    """The smaller of two limits, of which either may be absent."""
+    return min((each for each in (first, second) if each is not None), default=None)

@@ -1,9 +1,10 @@
 """Settings of the server: command line over environment over YAML file over defaults."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +18,10 @@ from pydantic_settings import (
 
 from trimtab.engine.errors import TrimtabError
 from trimtab.engine.settings import EngineSettings
+from trimtab.server.keys import Key
 from trimtab.server.nearest import hint
+from trimtab.server.policy import Policy
+from trimtab.server.presets import Preset
 
 ENV_PREFIX = "TRIMTAB_"
 
@@ -26,26 +30,40 @@ class InvalidSettings(TrimtabError):
     """A setting is unknown, of the wrong type or out of range; the message is one line."""
 
 
-class RequestLimits(BaseModel):
-    """What one request may ask for; more is a 400 that names the limit."""
-
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RequestLimits(_Section):
+    """What one request may ask for; more is a 400 that names the limit."""
 
     max_n: int = Field(default=32, ge=1, description="choices of one request, over all its prompts")
     max_tokens: int | None = Field(default=None, ge=1, description="new tokens of one choice; absent: the context")
     max_pairs: int = Field(default=1024, ge=1, description="answers that one request may have scored")
 
 
-class ServerSettings(BaseModel):
-    """How the HTTP server listens and what it accepts."""
+class LogSettings(_Section):
+    """What is written to standard error: a line per request, without any text of prompts and answers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ServerSettings(_Section):
+    """How the HTTP server listens and what it accepts."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
     shutdown_timeout: float = Field(default=30.0, ge=0.0, description="seconds that running requests get after SIGTERM")
+    max_connections: int = Field(default=1024, ge=1, description="requests that are open at the same time")
+    max_header_bytes: int = Field(default=64 * 2**10, ge=1024)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1)
+    header_timeout: float = Field(default=10.0, gt=0.0, description="seconds for the head of a request to arrive")
+    body_timeout: float = Field(default=30.0, gt=0.0, description="seconds for the body of a request to arrive")
+    write_timeout: float = Field(default=60.0, gt=0.0, description="seconds that a client may read nothing at all")
     keep_alive: float = Field(default=10.0, gt=0.0, description="seconds of silence before a comment in a stream")
+    telemetry: bool = Field(default=False, description="OpenTelemetry traces, set up by the OTEL_ variables")
+    log: LogSettings = LogSettings()
     limits: RequestLimits = RequestLimits()
 
 
@@ -56,6 +74,27 @@ class Settings(BaseSettings):
 
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    presets: dict[str, Preset] = Field(default_factory=dict, description="decoding by name; model ids MODEL:PRESET")
+    policies: dict[str, Policy] = Field(default_factory=dict, description="what requests must keep to, by name")
+    default_policy: str | None = Field(None, description="policy of callers whose key names none")
+    keys: dict[str, Key] = Field(default_factory=dict, description="by caller; absent: everybody may call")
+    admin_key: Key | None = Field(None, description="key of /admin; absent: /admin does not exist")
+
+
+RELOADABLE = ("presets", "policies", "default_policy", "keys", "admin_key")
+"""what may change while the server runs"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where settings are read from, so that they can be read again."""
+
+    config: Path | None = None
+    overrides: Mapping[str, Any] | None = None
+
+    def load(self) -> Settings:
+        """The settings as they are now; raises InvalidSettings."""
+        return load_settings(self.config, self.overrides)
 
 
 def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -63,8 +102,29 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
 
     Raises InvalidSettings with one line that names the setting and the nearest valid one.
     """
+    return _load(config, overrides)[0]
+
+
+def as_yaml(settings: Settings) -> str:
+    """The resolved settings in the form that `--config` reads."""
+    return "\n".join(_lines(settings.model_dump(mode="json"), lambda path: "")) + "\n"
+
+
+def explained(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> str:
+    """The resolved settings as YAML, each value with where it comes from; raises InvalidSettings."""
+    settings, given = _load(config, overrides)
+
+    def origin(path: tuple[str, ...]) -> str:
+        return next((f"  # {name}" for name, values in given.items() if _holds(values, path)), "  # default")
+
+    return "\n".join(_lines(settings.model_dump(mode="json"), origin)) + "\n"
+
+
+def _load(config: Path | None, overrides: Mapping[str, Any] | None) -> tuple[Settings, dict[str, Mapping[str, Any]]]:
+    """The settings, and what each source gave, the strongest first."""
     _refuse_unknown_environment()
     values = {} if config is None else _read_yaml(config)
+    given: dict[str, Mapping[str, Any]] = {"command line": overrides or {}}
 
     class WithFile(Settings):
         @classmethod
@@ -76,19 +136,44 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            given["environment"] = env_settings()
             return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
 
     try:
-        return WithFile(**(overrides or {}))
+        settings = WithFile(**(overrides or {}))
     except ValidationError as error:
         raise InvalidSettings(_one_line(error)) from None
     except SettingsError as error:
         raise InvalidSettings(f"{error}: write nested settings as {ENV_PREFIX}SERVER__PORT=8000") from None
+    return settings, given | {str(config): values}
 
 
-def as_yaml(settings: Settings) -> str:
-    """The resolved settings in the form that `--config` reads."""
-    return str(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+def _lines(values: Mapping[str, Any], origin: Callable[[tuple[str, ...]], str], *path: str) -> Iterator[str]:
+    """A mapping as lines of YAML; `origin` is what stands behind a value."""
+    for key, value in values.items():
+        here, indent = (*path, key), "  " * len(path)
+        if isinstance(value, dict) and value:
+            yield f"{indent}{_flow(key)}:"
+            yield from _lines(value, origin, *here)
+        else:
+            yield f"{indent}{_flow(key)}: {_flow(value)}{origin(here)}"
+
+
+def _flow(value: object) -> str:
+    """A value on one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=2**31, sort_keys=False)
+    return text.strip().removesuffix("...").strip()
+
+
+def _holds(values: object, path: tuple[str, ...]) -> bool:
+    """Whether a source gave the value at `path`, or a whole that it is a part of."""
+    for key in path:
+        if not isinstance(values, Mapping):
+            return True
+        if key not in values:
+            return False
+        values = values[key]
+    return True
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -121,7 +206,8 @@ def _one_line(error: ValidationError) -> str:
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name}: {hint(path[-1], _fields_at(path[:-1]))}"
-    return f"setting {name}: {first['msg'].lower()}, not {first['input']!r}"
+    secret = path[0] in ("keys", "admin_key")  # somebody may have put the key itself there
+    return f"setting {name}: {first['msg'].lower()}" + ("" if secret else f", not {first['input']!r}")
 
 
 def _fields_at(path: list[str]) -> list[str]:

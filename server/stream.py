@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from trimtab.server import report
-from trimtab.server.bridge import ClientGone, Exchange
+from trimtab.server.bridge import Exchange, News
 from trimtab.server.chunks import DONE, KEEP_ALIVE, Chunks, event
-from trimtab.server.errors import api_error
+from trimtab.server.errors import ClientGone, api_error
+from trimtab.server.offload import build, weight
 from trimtab.server.service import Service
 
 
@@ -26,7 +28,6 @@ class EventStream(Response):
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._bridge = service.bridge
-        self._vocabulary = service.llm.vocabulary
         self._exchange = exchange
         self._chunks = chunks
         self._include_usage = include_usage
@@ -45,7 +46,10 @@ class EventStream(Response):
             except ClientGone:
                 return
             except Exception as error:
-                body = event(api_error(error).body) + DONE
+                told = api_error(error)
+                if self._exchange.record is not None:
+                    self._exchange.record.error = told.code
+                body = event(told.body) + DONE
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -60,22 +64,29 @@ class EventStream(Response):
             if not any(news):
                 yield KEEP_ALIVE
                 continue
-            body = b"".join([chunks.delta(index, delta) for index, delta in news.deltas.items()])
-            for part, progress in news.progress.items():
-                body += chunks.progress(progress, part if len(exchange.prepared) > 1 else None)
+            heavy = weight(exchange.results if news.ended else (), news.deltas.values())
+            body = await build(heavy, partial(self._told, news, running))
             running -= len(news.ended)
-            for part in news.ended:
-                body += self._endings(part, last=not running and part == news.ended[-1])
             if body:
                 yield body
         yield DONE
+
+    def _told(self, news: News, running: int) -> bytes:
+        """The chunks of what is new; `running` prompts had not ended before."""
+        exchange, chunks = self._exchange, self._chunks
+        body = b"".join([chunks.delta(index, delta) for index, delta in news.deltas.items()])
+        for part, progress in news.progress.items():
+            body += chunks.progress(progress, part if len(exchange.prepared) > 1 else None)
+        for number, part in enumerate(news.ended, 1):
+            body += self._endings(part, last=number == running)
+        return body
 
     def _endings(self, part: int, *, last: bool) -> bytes:
         exchange = self._exchange
         result = exchange.results[part]
         assert result is not None
         done = [result for result in exchange.results if result is not None]
-        decoding = report.decodings(exchange.prepared, done, self._vocabulary) if last else None
+        decoding = report.decodings(exchange, done) if last else None
         rides_on_usage = last and self._include_usage
         body = b""
         for number, choice in enumerate(result.choices):

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from trimtab.engine.errors import InvalidRequest
 from trimtab.server.schema.sampling import SamplingFields
 
 DEFAULT_MAX_TOKENS = 16
@@ -21,7 +20,7 @@ class CompletionRequest(SamplingFields):
     add_special_tokens: bool | None = None
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "best_of": (1,), "suffix": (), "priority": (0,),
+        "best_of": (1,), "suffix": (),
     }  # fmt: skip
 
     @classmethod
@@ -52,16 +51,16 @@ class CompletionRequest(SamplingFields):
             return [self.prompt]
         return list(self.prompt)
 
-    @property
-    def token_limit(self) -> int:
-        """max_tokens, or OpenAI's 16."""
-        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+    def token_limit(self, allowed: int | None) -> int:
+        """max_tokens, or OpenAI's 16, or less where the server allows less."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return DEFAULT_MAX_TOKENS if allowed is None else min(DEFAULT_MAX_TOKENS, allowed)
 
-    def check_echo(self) -> None:
-        """Raise InvalidRequest for log-probabilities of the prompt, which the engine does not compute."""
-        if self.echo and self.logprobs is not None:
-            message = "echo together with logprobs is not supported; leave one of them out"
-            raise InvalidRequest(message, param="echo", code="unsupported_parameter")
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """Alternatives for each token of a prompt that is echoed with log-probabilities."""
+        return self.logprobs if self.echo else None
 
 
 def _token_ids(items: list[Any]) -> bool:

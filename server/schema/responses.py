@@ -7,7 +7,50 @@ from pydantic import BaseModel, Field
 from trimtab.engine.guides.card import BaseIdentity, Kind
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 VocabularyRelation = Literal["same", "translated", "text only"]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, for people (`message`) and for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    """the field of the request that is to blame, by its path"""
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer whose status is not 2xx."""
+
+    error: ErrorDetail
+
+
+class Status(BaseModel):
+    """Response of /health and /ready."""
+
+    status: Literal["ok", "ready"]
+
+
+class Version(BaseModel):
+    """Response of /version."""
+
+    version: str
+
+
+class StrategyList(BaseModel):
+    """Response of /v1/strategies; schemas are those of the parameters, which stand beside `strategy` or `method`."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    """every strategy: `name`, `kind` (`search` or `steer`), `summary`, `paper`, `cost`, `needs`, `schema`"""
+    rules: list[dict[str, Any]]
+    """what `select` may name: `name`, `summary`, `schema`"""
+    budget: dict[str, Any]
+    """schema of `budget`"""
+    rewards: list[str]
+    """guides that score answers"""
 
 
 class PromptTokensDetails(BaseModel):
@@ -25,12 +68,28 @@ class CompletionUsage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class CalledFunction(BaseModel):
+    """A function with its arguments, as the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(BaseModel):
+    """A call that the answer makes."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
-    """The answer."""
+    """The answer; `content` is null where it is nothing but calls."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[MessageToolCall] | None = Field(default=None, exclude_if=lambda calls: calls is None)
 
 
 class ChatChoice(BaseModel):
@@ -39,7 +98,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: dict[str, Any] | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     stop_reason: str | int | None
     token_ids: list[int] | None = Field(exclude_if=lambda ids: ids is None)
 
@@ -91,6 +150,9 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "trimtab"
     max_model_len: int
+    parent: str | None = Field(exclude_if=lambda parent: parent is None)
+    """of a preset: the model that it decodes"""
+    description: str | None = Field(exclude_if=lambda text: text is None)
 
 
 class ModelList(BaseModel):

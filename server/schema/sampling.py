@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trimtab.engine.errors import InvalidRequest
-from trimtab.engine.sampling import SamplingParams
+from trimtab.engine.sampling import MAX_COUNT, SamplingParams
 from trimtab.server.errors import param_name
 from trimtab.server.schema.base import Wire
 
@@ -42,6 +42,7 @@ class SamplingFields(Wire):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     cache_salt: str | None = None
+    priority: int | None = Field(default=None, ge=-MAX_COUNT, le=MAX_COUNT)
     decoding: dict[str, Any] | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None

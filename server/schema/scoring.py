@@ -1,14 +1,15 @@
 """Requests and responses of POST /v1/score and /v1/classify; texts and answers in vLLM's form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic.config import JsonDict
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.rewards import Pair
 from trimtab.engine.vocabulary import Message
-from trimtab.server.schema.base import Wire
+from trimtab.server.schema.base import Wire, exactly_one
 from trimtab.server.schema.chat import ChatMessage
 from trimtab.server.schema.responses import PromptTokensDetails
 
@@ -26,6 +27,10 @@ class AnswerPair(Wire):
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     answer: str
+
+    model_config = ConfigDict(
+        json_schema_extra=exactly_one({"prompt": {"type": "string"}}, {"messages": {"type": "array"}})
+    )
 
     def to_pair(self, param: str) -> Pair:
         """As rewards take it; `param` is where it stands in the request."""
@@ -71,11 +76,18 @@ class AnswersRequest(Wire):
         return answers
 
 
+_SOME: JsonDict = {"type": "array", "minItems": 1}
+_TEXTS: JsonDict = {"anyOf": [{"type": "string"}, _SOME]}
+_FORMS: tuple[JsonDict, ...] = ({"pairs": _SOME}, {"conversations": _SOME})
+
+
 class ScoreRequest(AnswersRequest):
     """Answers to be scored; or `text_1`, prompts, with `text_2`, their answers, of which one may stand for all."""
 
     text_1: Texts | None = None
     text_2: Texts | None = None
+
+    model_config = ConfigDict(json_schema_extra=exactly_one(*_FORMS, {"text_1": _TEXTS, "text_2": _TEXTS}))
 
     def forms(self) -> dict[str, list[Pair] | None]:
         """The answers by the field that they came in; None: the field was not given."""
@@ -102,6 +114,8 @@ class ClassifyRequest(AnswersRequest):
     """Answers to be classified; or `input`, texts that answer nothing."""
 
     input: Texts | None = None
+
+    model_config = ConfigDict(json_schema_extra=exactly_one(*_FORMS, {"input": _TEXTS}))
 
     def forms(self) -> dict[str, list[Pair] | None]:
         """The answers by the field that they came in; None: the field was not given."""
@@ -134,16 +148,25 @@ class Classified(BaseModel):
     num_classes: int
 
 
-class ScoringList(BaseModel):
-    """Response of /v1/score and /v1/classify."""
-
+class _Scoring(BaseModel):
     id: str
     object: Literal["list"]
     created: int
     model: str
     system_fingerprint: str
-    data: Sequence[Scored] | Sequence[Classified]
     usage: ScoringUsage
+
+
+class ScoreList(_Scoring):
+    """Response of /v1/score."""
+
+    data: list[Scored]
+
+
+class ClassifyList(_Scoring):
+    """Response of /v1/classify."""
+
+    data: list[Classified]
 
 
 def _ended(conversation: list[ChatMessage], param: str) -> Pair:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trimtab.engine.errors import InvalidRequest
-from trimtab.server.schema.base import Wire
+from trimtab.server.schema.base import Wire, exactly_one
 from trimtab.server.schema.chat import ChatMessage
 
 
@@ -20,6 +20,10 @@ class TokenizeRequest(Wire):
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool = False
+
+    model_config = ConfigDict(
+        json_schema_extra=exactly_one({"prompt": {"type": "string"}}, {"messages": {"type": "array"}})
+    )
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

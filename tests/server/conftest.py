@@ -123,6 +123,9 @@ class FakeLLM:
     def drain(self) -> None:
         self.draining = True
 
+    def interrupt_all(self) -> None:
+        """Nothing that it plays has a best so far."""
+
     def say(self, text: str, choice: int = 0, request: int = -1) -> None:
         self._deliver(request, Delta(choice, text, (65,), None))
 
@@ -150,10 +153,13 @@ class FakeLLM:
 class Running:
     """An app in a thread; `url` is where it listens."""
 
-    def __init__(self, llm: LLM, server: ServerSettings) -> None:
-        settings = ServerSettings(**{**server.model_dump(), "port": 0})
-        listener = bind(settings)
-        app = create_app(llm, Settings(server=settings))
+    def __init__(
+        self, llm: LLM, given: ServerSettings | Settings, source: Callable[[], Settings] | None = None
+    ) -> None:
+        settings = given if isinstance(given, Settings) else Settings(server=given)
+        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": 0})})
+        app = create_app(llm, settings, source)
+        listener = bind(settings.server)
         self.service = app.state.service
         self.server = DrainingServer(self.service, uvicorn_config(app))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -197,7 +203,7 @@ def openai(shared: Running) -> Iterator[OpenAI]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Running]]:
-    """Start a server of one's own: `start(llm, ServerSettings(...))`."""
+    """Start a server of one's own: `start(llm, ServerSettings(...))`, or with whole `Settings` and their source."""
     yield from _starting()
 
 
@@ -210,8 +216,10 @@ def start_shared() -> Iterator[Callable[..., Running]]:
 def _starting() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def start(llm: LLM, server: ServerSettings | None = None) -> Running:
-        started.append(Running(llm, server or ServerSettings()))
+    def start(
+        llm: LLM, given: ServerSettings | Settings | None = None, source: Callable[[], Settings] | None = None
+    ) -> Running:
+        started.append(Running(llm, given or ServerSettings(), source))
         return started[-1]
 
     yield start

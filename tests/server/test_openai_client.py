@@ -1,7 +1,11 @@
 """The API as OpenAI's own client sees it, with strict validation of every response."""
 
+import json
+from typing import Literal
+
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
+from pydantic import BaseModel, Field
 
 from trimtab.llm import LLM
 
@@ -170,6 +174,95 @@ def test_max_tokens_zero_is_an_empty_answer(openai: OpenAI, stream: bool) -> Non
 def test_echo_with_max_tokens_zero_returns_the_prompt(openai: OpenAI) -> None:
     answer = openai.completions.create(model="tiny", prompt="abc", max_tokens=0, echo=True)
     assert answer.choices[0].text == "abc"
+
+
+class Verdict(BaseModel):
+    """What the client is to parse answers as."""
+
+    kind: Literal["good", "bad"]
+    marks: list[Literal[1, 2, 3]] = Field(max_length=3)
+
+
+def test_an_answer_is_parsed_as_a_class(openai: OpenAI) -> None:
+    ask = {"model": "tiny", "messages": ASK, "max_tokens": 200, "seed": 2, "n": 3, "response_format": Verdict}
+    parsed = openai.chat.completions.parse(**ask)
+    for choice in parsed.choices:
+        assert choice.finish_reason == "stop"
+        assert choice.message.parsed == Verdict.model_validate_json(choice.message.content)
+    with openai.chat.completions.stream(**ask) as stream:
+        streamed = stream.get_final_completion()
+    assert [c.message.parsed for c in streamed.choices] == [c.message.parsed for c in parsed.choices]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_a_json_object(openai: OpenAI, stream: bool) -> None:
+    bias = {str(byte): 20.0 for byte in b'"}'}  # or the object may go on for ever
+    answer = openai.chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=200, seed=2, response_format={"type": "json_object"}, logit_bias=bias,
+        stream=stream,
+    )  # fmt: skip
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+    else:
+        assert answer.choices[0].finish_reason == "stop"
+        text = answer.choices[0].message.content
+    assert isinstance(json.loads(text), dict)
+
+
+def test_a_search_keeps_to_the_schema(openai: OpenAI) -> None:
+    answer = openai.chat.completions.parse(
+        model="tiny", messages=ASK, max_tokens=200, seed=2, response_format=Verdict,
+        extra_body={"decoding": {"strategy": "best_of_n", "n": 4, "reward": "brevity"}},
+    )  # fmt: skip
+    assert answer.choices[0].message.parsed is not None
+    for candidate in answer.decoding["candidates"]:
+        Verdict.model_validate_json(candidate["text"])
+
+
+def test_a_schema_that_cannot_be_followed_is_refused(openai: OpenAI) -> None:
+    schema = {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": 3}}}}
+    with pytest.raises(BadRequestError) as refused:
+        openai.chat.completions.create(
+            model="tiny", messages=ASK, response_format={"type": "json_schema", "json_schema": schema}
+        )
+    assert refused.value.param.startswith("response_format")
+
+
+def test_every_field_of_the_interface_is_taken(openai: OpenAI) -> None:
+    shared = {
+        "temperature": 0.7, "top_p": 0.9, "n": 2, "stop": ["a b c", "d", "e", "f"], "max_tokens": 3, "seed": 5,
+        "logit_bias": {"65": -1}, "presence_penalty": 0.1, "frequency_penalty": 0.1, "user": "me",
+    }  # fmt: skip
+    extra = {
+        "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.1, "stop_token_ids": [7], "ignore_eos": True,
+        "include_stop_str_in_output": True, "min_tokens": 1, "skip_special_tokens": False, "return_token_ids": True,
+        "cache_salt": "x",
+        "priority": -1, "metadata": {"a": "b"},
+    }  # fmt: skip
+    chat = openai.chat.completions.create(
+        model="tiny", messages=ASK, **shared, max_completion_tokens=2, logprobs=True, top_logprobs=2, store=False,
+        tools=[], tool_choice="none", response_format={"type": "text"}, extra_body={
+            **extra, "add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {},
+        },
+    )  # fmt: skip
+    assert len(chat.choices) == 2
+    assert chat.choices[0].message.refusal is chat.choices[0].logprobs.refusal is None
+    assert chat.choices[0].message.tool_calls is None
+    assert "stop_reason" in chat.choices[0].model_extra
+    assert len(chat.choices[0].token_ids) == 2
+    assert len(chat.prompt_token_ids) == chat.usage.prompt_tokens
+    text = openai.completions.create(
+        model="tiny", prompt="ab", **shared, logprobs=2, echo=False, best_of=1,
+        extra_body={**extra, "add_special_tokens": False},
+    )  # fmt: skip
+    assert [len(choice.token_ids) for choice in text.choices] == [3, 3]
+
+
+@pytest.mark.parametrize("priority", [2**40, 1.5, "high"])
+def test_a_priority_is_a_number(openai: OpenAI, priority: object) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        openai.chat.completions.create(model="tiny", messages=ASK, extra_body={"priority": priority})
+    assert refused.value.param == "priority"
 
 
 def test_models(openai: OpenAI) -> None:

@@ -1,6 +1,9 @@
 """Models, strategies, tokens, health and metrics of the shared server."""
 
+from typing import Any
+
 import httpx2
+from wire import metrics
 
 from trimtab.decoders.registry import strategies
 
@@ -50,11 +53,11 @@ def test_token_ids_are_returned_on_request(http: httpx2.Client) -> None:
     assert "token_ids" not in http.post("/v1/chat/completions", json=CHAT).json()["choices"][0]
 
 
-def test_metrics_count_what_was_served(http: httpx2.Client) -> None:
-    before = _metrics(http)
+def test_metrics_count_what_was_served(http: httpx2.Client, shared: Any) -> None:
+    before = metrics(shared.url)
     decoding = {"strategy": "best_of_n", "n": 3, "reward": "brevity"}
     told = http.post("/v1/chat/completions", json={**CHAT, "decoding": decoding}).json()
-    after = _metrics(http)
+    after = metrics(shared.url)
 
     def grew(name: str) -> float:
         return after[name] - before.get(name, 0.0)
@@ -64,13 +67,8 @@ def test_metrics_count_what_was_served(http: httpx2.Client) -> None:
     assert grew(f"trimtab:request_success_total{{{label}}}") == 1
     assert grew("trimtab:generation_tokens_total") == sum(c["tokens"] for c in told["decoding"]["candidates"])
     assert grew("trimtab:prefix_cache_queries_total") > 0
-    assert grew('trimtab:reward_items_total{guide="brevity"}') == 3
+    assert grew('trimtab:reward_batch_size_sum{guide="brevity"}') == 3
     assert grew('trimtab:candidates_per_request_sum{strategy="best_of_n"}') == 3
     assert grew('trimtab:e2e_request_latency_seconds_count{strategy="best_of_n"}') == 1
     assert after["trimtab:num_requests_running"] == 0
     assert after["trimtab:kv_pages_used"] == 0
-
-
-def _metrics(http: httpx2.Client) -> dict[str, float]:
-    lines = http.get("/metrics").text.splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}

@@ -10,7 +10,7 @@ import pytest
 from folders import adapter_folder, classifier_folder, vector_file
 from gate import Gate
 from tiny import tiny_folder
-from wire import leaving
+from wire import leaving, metrics
 
 from trimtab import LLM, EngineSettings
 from trimtab.clients.client import ClientError, TrimtabClient
@@ -252,6 +252,4 @@ def test_scores_are_counted(scoring: LLM, url: str) -> None:
     before = dict(scoring.stats.score_items)
     ask(url, SCORE, model="brief", pairs=BODY)
     assert scoring.stats.score_items["brief"] == before.get("brief", 0) + 3
-    assert (
-        f'trimtab:reward_items_total{{guide="brief"}} {before.get("brief", 0) + 3}' in httpx2.get(url + "/metrics").text
-    )
+    assert metrics(url)['trimtab:reward_batch_size_sum{guide="brief"}'] == before.get("brief", 0) + 3

@@ -1,10 +1,13 @@
 """Where a setting comes from, and how a wrong one is told."""
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
-from trimtab.server.settings import InvalidSettings, ServerSettings, Settings, as_yaml, load_settings
+from trimtab.server.settings import InvalidSettings, ServerSettings, Settings, as_yaml, explained, load_settings
 
 
 @pytest.fixture
@@ -90,3 +93,73 @@ def test_printed_settings_can_be_read_back(tmp_path: Path, config: Path) -> None
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().server.port = 1  # type: ignore[misc]
+
+
+def test_every_printed_value_tells_where_it_comes_from(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_SERVER__KEEP_ALIVE", "4")
+    monkeypatch.setenv("TRIMTAB_SERVER__LIMITS__MAX_N", "5")
+    printed = explained(config, {"server": {"port": 3333}}).splitlines()
+    expected = (
+        "  port: 3333  # command line",
+        "  keep_alive: 4.0  # environment",
+        "    max_n: 5  # environment",
+        "    max_pairs: 1024  # default",
+        f"  host: 0.0.0.0  # {config}",
+        f"  max_rows: 7  # {config}",
+        "  shutdown_timeout: 30.0  # default",
+    )
+    for line in expected:
+        assert line in printed
+    values = [line for line in printed if not line.rstrip().endswith(":")]
+    assert all("  # " in line for line in values)
+
+
+def test_what_is_printed_with_origins_is_yaml_for_the_same_settings(tmp_path: Path) -> None:
+    written = tmp_path / "written.yaml"
+    preset = {"decoding": {"strategy": "best_of_n", "n": 2, "reward": "brevity"}, "description": "a: b # c\nd"}
+    key = {"sha256": "0" * 64, "policy": "strict"}
+    policy = {"limits": {"rows": 3}, "sampling": {"temperature": [0.0, 1.0]}}
+    values = {"presets": {"yes": preset, "1": {}}, "keys": {"ann": key}, "policies": {"strict": policy}}
+    written.write_text(yaml.safe_dump(values), encoding="utf-8")
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(explained(written), encoding="utf-8")
+    assert load_settings(printed).model_dump(mode="json") == load_settings(written).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("presets: {a: {decode: {}}}", "presets.a.decode"),
+        ("presets: {a: {sampling: {temperature: 9}}}", "presets.a.sampling"),
+        ("keys: {ann: {}}", "keys.ann"),
+        ("keys: {ann: {key: secret}}", "keys.ann.key"),
+        ("keys: {ann: {sha256: secret}}", "keys.ann.sha256"),
+        ("admin_key: secret", "admin_key"),
+        ("policies: {p: {strategy: [x]}}", "policies.p.strategy"),
+        ("policies: {p: {strategies: [best_of_m]}}", "best_of_n"),
+    ],
+)
+def test_wrong_presets_policies_and_keys_are_one_clear_line(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(path)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/policy.md", "docs/operations.md"])
+def test_configurations_in_the_documents_are_right(page: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"(?m)^    (?:presets|policies|keys):\n(?:    .*\n|\n(?=    ))+", text)
+    assert blocks
+    for block in blocks:
+        path = tmp_path / "block.yaml"
+        values = yaml.safe_load(textwrap.dedent(block))
+        policies = values.get("policies", {})
+        named = {values.get("default_policy"), *(key.get("policy") for key in values.get("keys", {}).values())}
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        load_settings(path)
+        if policies:
+            assert named - {None} <= policies.keys()

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from wire import metrics
 
 from trimtab.engine.errors import Cancelled, GuideError, Overloaded
 from trimtab.llm import LLM
@@ -190,8 +191,7 @@ def test_leaving_frees_every_page(llm: LLM, start: Any, wait_until: Any, decodin
         wait_until(lambda: llm.stats.pages_used > 0)
     wait_until(lambda: llm.stats.running == llm.stats.pages_used == 0)
     strategy = "sample" if decoding is None else "best_of_n"
-    told = httpx2.get(running.url + "/metrics").text
-    assert f'trimtab:request_failure_total{{reason="cancelled",strategy="{strategy}"}} 1.0' in told
+    assert metrics(running.url)[f'trimtab:request_failure_total{{reason="cancelled",strategy="{strategy}"}}'] == 1
 
 
 def test_a_reader_that_stalls_blocks_nobody(fake: Any, start: Any, wait_until: Any) -> None:

@@ -404,8 +404,9 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sigterm_finishes_what_runs_and_refuses_the_rest(long_folder: Path, wait_until: Any) -> None:
     command = [*TRIMTAB, "--model", str(long_folder), "--threads", "1"]
+    environ = environment(TRIMTAB_SERVER__LOG__FORMAT="json")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment(), **pipes) as process, ThreadPoolExecutor(2) as pool:
+    with subprocess.Popen(command, env=environ, **pipes) as process, ThreadPoolExecutor(2) as pool:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split()[-1]
@@ -416,7 +417,7 @@ def test_sigterm_finishes_what_runs_and_refuses_the_rest(long_folder: Path, wait
             wait_until(lambda: httpx2.get(url + "/ready").status_code == 503)
             for stream in (False, True):
                 refused = httpx2.post(url + CHAT, json=ask(stream=stream))
-                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
                 assert int(refused.headers["retry-after"]) >= 1
             assert metrics(url)["trimtab:rows"] == 4, "the answers ended before the signal could disturb them"
             whole, streamed = (each.result(PATIENCE) for each in asked)
@@ -425,7 +426,10 @@ def test_sigterm_finishes_what_runs_and_refuses_the_rest(long_folder: Path, wait
             _, complaints = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
-        assert (process.returncode, complaints) == (0, "")
+        lines = [json.loads(line) for line in complaints.splitlines()]
+        assert process.returncode == 0
+        assert {line["logger"] for line in lines} == {"trimtab.access"}
+        assert sorted(line["status"] for line in lines if line["route"] == CHAT) == [200, 200, 503, 503]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(tmp_path: Path) -> None:
