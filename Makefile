@@ -48,7 +48,7 @@ fuzz: install  ## 2,000 requests made up from the description of the API, two mi
 soak: install  ## a server under mixed load for ten minutes
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
-docs: install  ## write the tables that are generated from the code
+docs: install  ## write what is generated from the code: tables, the client's objects, the dashboard
 	$(BIN)/trimtab strategies --markdown > docs/strategies.md
 	$(BIN)/trimtab strategies --python clients/decoding
 	$(BIN)/python deploy/grafana/dashboard.py

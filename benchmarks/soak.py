@@ -173,12 +173,11 @@ class Client:
     async def leave(self) -> str:
         """Go away in the middle of an answer, streamed or not."""
         if self._random.random() < 0.3:
-            with_timeout = self._http.post("/v1/chat/completions", json=self._chat(max_tokens=200), timeout=0.05)
             try:
-                await with_timeout
+                answer = await self._http.post("/v1/chat/completions", json=self._chat(max_tokens=200), timeout=0.05)
             except httpx2.TimeoutException:
                 return "left"
-            return "ok"
+            return self._judge("leave", answer.status_code, answer.content)
         async with self._http.stream("POST", "/v1/chat/completions", json=self._chat(stream=True)) as response:
             if response.status_code != 200:
                 return self._judge("leave", response.status_code, await response.aread())

@@ -27,6 +27,9 @@ from trimtab.engine.guides.base import Guide
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.vocabulary import Message, Vocabulary
 
+LARGEST = 1e6
+"""of a constant in a request's reward: beside a much larger one the operator's loses its digits"""
+
 
 class Floor(BaseModel):
     """What is applied to every request, whatever it says of decoding."""
@@ -102,11 +105,18 @@ class Floor(BaseModel):
         draft.compile(SamplingParams(), seed=0, eos_ids=frozenset())
 
     def check_conversation(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], vocabulary: Vocabulary
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        decoding: Mapping[str, Any] | None,
+        vocabulary: Vocabulary,
     ) -> None:
-        """Raise InvalidRequest if a client's text holds the string of a special token, which could open a turn."""
+        """Raise InvalidRequest if a client's text holds the string of a special token, which could open a turn.
+
+        `decoding` may hold texts, too, which are put into conversations.
+        """
         frame = [string for id_, string in vocabulary.added.items() if id_ in vocabulary.special_ids and string.strip()]
-        for field, said in (("messages", messages), ("tools", tools)):
+        for field, said in (("messages", messages), ("tools", tools), ("decoding", [decoding])):
             text = json.dumps(list(said), ensure_ascii=False)
             for string in frame:
                 if string in text:
@@ -146,7 +156,9 @@ class Floor(BaseModel):
                 )
             if _unbounded(expression):
                 raise _violation(
-                    "tilt and pessimism may outweigh the operator's reward: leave them out", f"decoding.{name}"
+                    "tilt, pessimism and bounds or references beyond a million may outweigh the operator's reward: "
+                    "leave them out",
+                    f"decoding.{name}",
                 )
 
     def _searching(self, search: Mapping[str, Any]) -> DecodingSpec:
@@ -282,5 +294,7 @@ def _weight(reward: Expression) -> float:
 
 
 def _unbounded(reward: Expression) -> bool:
-    """Whether something beside weights makes the reward large: an exponential, or a square."""
-    return reward.tilt is not None or bool(reward.pessimism) or any(map(_unbounded, _members(reward)))
+    """Whether something beside weights makes the reward large: an exponential, a square, or a constant."""
+    constants = (each for each in (reward.low, reward.high, reward.reference) if each is not None)
+    large = any(abs(each) > LARGEST for each in constants)
+    return large or reward.tilt is not None or bool(reward.pessimism) or any(map(_unbounded, _members(reward)))

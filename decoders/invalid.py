@@ -7,12 +7,16 @@ from pydantic import ValidationError
 
 from trimtab.engine.errors import InvalidRequest
 
+LONGEST_NAME = 200
+"""characters of what may be a mistyped name: comparing takes the square of that"""
 VIOLATION = "policy_violation"
 """the code of what an operator's rules forbid; the server answers it with 403"""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name closest to `name`; None when nothing is close."""
+    """The valid name closest to `name`; None when nothing is close, or the name is no name."""
+    if len(name) > LONGEST_NAME:
+        return None
     found = get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return found[0] if found else None
 

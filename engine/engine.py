@@ -195,7 +195,6 @@ class Engine:
         self.stats.steps += 1
         outputs = self._reader.read(turns)
         jobs = {turn.sequence: turn.job for turn in turns}
-        self.stats.decode_rows += len(jobs)
         self.stats.rows_per_step.add(len(jobs))
         self.stats.strategies_per_step.add(len({job.request.strategy for job in jobs.values()}))
         speaking: list[Sequence] = []

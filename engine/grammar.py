@@ -275,7 +275,13 @@ def _levels(schema: object) -> int:
     """No path through a schema is longer, whatever it refers to: each reference can be passed once."""
     refs: set[str] = set()
     own = _depth(schema, refs)
-    return own + sum(_depth(_target(schema, ref), set()) for ref in refs)
+    known: dict[int, int] = {}  # by identity: thousands of references may point at one thing
+    total = own
+    for target in (_target(schema, ref) for ref in refs):
+        if id(target) not in known:
+            known[id(target)] = _depth(target, set())
+        total += known[id(target)]
+    return total
 
 
 def _depth(value: object, refs: set[str]) -> int:

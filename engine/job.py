@@ -72,6 +72,8 @@ class Request:
     """begins the grammar that answers must satisfy, over the vocabulary that writes them"""
     salt: bytes = b""
     """requests share cached prefixes only with requests of the same salt"""
+    discreet: bool = False
+    """tell nothing of answers that are not returned"""
     prompt_logprobs: int | None = None
     """best tokens to tell of at each token of the prompt, beside its own; None: nothing"""
     strategy: str = ""
@@ -205,7 +207,9 @@ class Job:
             phase=self.phase,
             candidates=len(answers),
             finished=len(finished),
-            best_reward=max((r for each in finished if (r := each.reward) is not None and r == r), default=None),
+            best_reward=None
+            if self.request.discreet
+            else max((r for each in finished if (r := each.reward) is not None and r == r), default=None),
             model_tokens=sum(self.usage.model_tokens.values()),
             milliseconds=(monotonic() - self.arrived) * 1e3,
         )

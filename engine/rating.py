@@ -43,6 +43,11 @@ class Rating:
         """What it adds to the queue."""
         return Load(1, 1, -(-sum(map(_characters, self.pairs)) // CHARACTERS))
 
+    @property
+    def tokens(self) -> int:
+        """What has been read for it so far."""
+        return sum(judgement.tokens for judgement in tuple(self.judgements))
+
     def unscored(self, limit: int) -> list[Pair]:
         """The next pairs to score, at most `limit`."""
         return [self.pairs[index] for index in self._order[len(self.judgements) :][:limit]]

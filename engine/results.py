@@ -200,18 +200,12 @@ class EngineStats:
     """tokens prefilled"""
     generation_tokens: int = 0
     steps: int = 0
-    decode_rows: int = 0
-    """sum of the rows of all decode steps"""
     forks: int = 0
     preemptions: int = 0
     stopped: bool = False
     """the engine gave up after repeated errors"""
     model_tokens: dict[str, int] = field(default_factory=dict)
     """tokens that each model processed, prefill and decode"""
-    score_batches: dict[str, int] = field(default_factory=dict)
-    score_items: dict[str, int] = field(default_factory=dict)
-    score_seconds: dict[str, float] = field(default_factory=dict)
-    """of batches that did not fail"""
     guide_errors: dict[str, int] = field(default_factory=dict)
     guide_circuit: dict[str, int] = field(default_factory=dict)
     """1: requests that need the guide are refused; 0: they are taken again"""
@@ -219,11 +213,11 @@ class EngineStats:
     strategies_per_step: Tally = field(default_factory=lambda: Tally(STRATEGIES))
     """distinct ones among the requests of one decode step"""
     reward_batch_size: dict[str, Tally] = field(default_factory=dict)
-    """answers of one batch, by guide"""
+    """answers of one batch that did not fail, by guide"""
     reward_latency: dict[str, Tally] = field(default_factory=dict)
-    """seconds of one batch, by guide"""
+    """seconds of one such batch, by guide"""
 
 
-def add(counter: dict[str, int] | dict[str, float], name: str, amount: float) -> None:
+def add(counter: dict[str, int], name: str, amount: int) -> None:
     """Add to one of several counters that are kept by name."""
-    counter[name] = counter.get(name, 0) + amount  # type: ignore[assignment]
+    counter[name] = counter.get(name, 0) + amount

@@ -6,6 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 TokenId = Annotated[int, Field(ge=0)]
 MAX_COUNT = 2**31 - 1
+LONGEST_STOP = 1000
+"""characters: every token is compared with every beginning of a stop string"""
 MAX_LOGPROBS = 20
 """alternatives per token"""
 GREEDY_BELOW = 1e-4
@@ -35,7 +37,7 @@ class SamplingParams(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="drawn at random when absent")
     max_tokens: int | None = Field(None, ge=0, le=MAX_COUNT, description="as many as the context holds when absent")
     min_tokens: int = Field(0, ge=0, le=MAX_COUNT, description="EOS and stop tokens are not drawn before")
-    stop: tuple[str, ...] = Field((), max_length=4)
+    stop: tuple[Annotated[str, Field(max_length=LONGEST_STOP)], ...] = Field((), max_length=4)
     stop_token_ids: tuple[TokenId, ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False

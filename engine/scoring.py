@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from trimtab.engine.backlog import Backlog
 from trimtab.engine.circuit import Circuits
-from trimtab.engine.errors import GuideError, InvalidRequest
+from trimtab.engine.errors import GuideError, InvalidRequest, Overloaded
 from trimtab.engine.guides.base import Guide, HeadGuide, PreferenceGuide
 from trimtab.engine.job import Job
 from trimtab.engine.pages import OutOfPages
@@ -144,7 +144,11 @@ class Scoring:
 
     def _score(self, name: str, shares: list[Share]) -> None:
         """Score one batch; if that fails, one request at a time finds whose answer it is, and the others go on."""
-        began, reward = perf_counter(), self.rewards[name]
+        began, reward = perf_counter(), self.rewards.get(name)
+        if reward is None:
+            for asked, _ in shares:
+                self._end(asked, Overloaded(f"guide {name!r} was unloaded: send the request again"))
+            return
         judged: list[Judgement] = []
         failure = None
         try:
@@ -158,9 +162,6 @@ class Scoring:
         read, seconds = sum(each.tokens - each.cached for each in judged), perf_counter() - began
         self._stats.reward_latency.setdefault(name, Tally(SECONDS)).add(seconds)
         self._stats.reward_batch_size.setdefault(name, Tally(ROWS)).add(len(judged))
-        add(self._stats.score_seconds, name, seconds)
-        add(self._stats.score_batches, name, 1)
-        add(self._stats.score_items, name, len(judged))
         if read:
             add(self._stats.model_tokens, name, read)
         each = read / len(judged)  # what answers share is read once, so that their parts are equal

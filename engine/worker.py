@@ -70,6 +70,12 @@ class Worker:
         """Whether the queue has room for so much more."""
         return self.engine.backlog.fits(load)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        with self._signal:
+            return not self._inbox and self.engine.idle
+
     def cancel(self, handle: object) -> None:
         with self._signal:
             self._cancelled.append(handle)
@@ -158,11 +164,11 @@ class Worker:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, deque()
             errands, self._errands = self._errands, deque()
-        for request in arrived:
-            if isinstance(request, Rating):
-                self.engine.rate(request)
-            else:
-                self.engine.submit(request)
+            for request in arrived:  # within the lock: whoever asks whether all is idle sees them here or there
+                if isinstance(request, Rating):
+                    self.engine.rate(request)
+                else:
+                    self.engine.submit(request)
         for handle in cancelled:
             self.engine.cancel(handle)
         for errand in errands:

@@ -39,10 +39,11 @@ def routes(service: Service) -> APIRouter:
     @router.post("/reload")
     async def reload() -> Reloaded:
         """Read presets, policies and keys anew, all or nothing, as SIGHUP does."""
-        try:
-            waiting = await run_in_threadpool(service.reload)
-        except InvalidSettings as error:
-            raise ApiError(400, f"not reloaded, the old rules stay: {error}", code="invalid_settings") from None
+        async with loading:
+            try:
+                waiting = await run_in_threadpool(service.reload)
+            except InvalidSettings as error:
+                raise ApiError(400, f"not reloaded, the old rules stay: {error}", code="invalid_settings") from None
         return Reloaded(needs_restart=waiting)
 
     @router.post("/models", status_code=201, responses=refusals(409))
@@ -70,7 +71,7 @@ def routes(service: Service) -> APIRouter:
         async with loading:
             llm = service.remove(model)
             llm.drain()
-            while llm.stats.running or llm.stats.waiting:
+            while not llm.idle:
                 await asyncio.sleep(0.05)
             await run_in_threadpool(llm.close)
         return Unloaded(name=model)
@@ -95,10 +96,10 @@ def routes(service: Service) -> APIRouter:
         if name not in llm.guides:
             message = f"the guide {name!r} does not exist; {hint(name, llm.guides)}"
             raise ApiError(404, message, param="name", code="model_not_found")
-        if users := service.rules.users(name):
-            message = f"the guide {name!r} is needed by {', '.join(users)}: change that and reload first"
-            raise ApiError(409, message, code="in_use")
         async with loading:
+            if users := service.rules.users(name):
+                message = f"the guide {name!r} is needed by {', '.join(users)}: change that and reload first"
+                raise ApiError(409, message, code="in_use")
             try:
                 await asyncio.wrap_future(llm.unload_guide(name))
             except GuideInUse as error:

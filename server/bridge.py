@@ -181,8 +181,7 @@ class Bridge:
         """
         exchange = Exchange(llm, prepared, choices, acting)
         if (record := exchange.record) is not None:
-            record.model, record.strategy = llm.model_name, prepared[0].strategy
-            record.policy = acting["policy"]["name"] if "policy" in acting else None
+            record.strategy = prepared[0].strategy
         try:
             for part, request in enumerate(prepared):
                 span = None if record is None else telemetry.begin(record.span, llm.model_name, request, acting)

@@ -13,6 +13,7 @@ from trimtab.server.keys import bearer
 
 if TYPE_CHECKING:
     from trimtab.server.policy import Policy
+    from trimtab.server.rules import Rules
     from trimtab.server.service import Service
 
 ANONYMOUS = "anonymous"
@@ -36,24 +37,22 @@ class GuardedRoute(JsonRoute):
 
         async def guarded(request: Request) -> Response:
             service: Service = request.app.state.service
-            request.state.caller = service.rules.caller(request.headers.get("authorization"))
+            self.identify(service.rules, request)
             return await handler(request)
 
         return guarded
 
+    def identify(self, rules: "Rules", request: Request) -> None:
+        """Note who calls; raises a 401."""
+        request.state.caller = rules.caller(request.headers.get("authorization"))
 
-class AdminRoute(JsonRoute):
+
+class AdminRoute(GuardedRoute):
     """A route for the operator, behind a key of its own."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def guarded(request: Request) -> Response:
-            service: Service = request.app.state.service
-            service.rules.check_admin(request.headers.get("authorization"))
-            return await handler(request)
-
-        return guarded
+    def identify(self, rules: "Rules", request: Request) -> None:
+        """Raise a 401 for everybody else."""
+        rules.check_admin(request.headers.get("authorization"))
 
 
 def unauthorized(authorization: str | None) -> ApiError:

@@ -1,4 +1,4 @@
-"""The command line: serve, chat, strategies, doctor, key, train. Heavy imports wait until a command needs them."""
+"""The command line: serve, chat, strategies, openapi, doctor, key, train. Heavy imports wait until they are needed."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn

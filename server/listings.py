@@ -1,8 +1,9 @@
 """What this server offers: models, strategies, guides, and its tokenizers."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 
 from trimtab.server.callers import GuardedRoute
 from trimtab.server.guides import describe
@@ -16,6 +17,9 @@ from trimtab.server.schema.tokens import (
 )
 from trimtab.server.service import Service, Target
 from trimtab.server.strategies import budget_schema, described, described_rules
+
+if TYPE_CHECKING:
+    from trimtab.llm import LLM
 
 
 def model_card(service: Service, target: Target) -> ModelCard:
@@ -61,31 +65,40 @@ def routes(service: Service) -> APIRouter:
         return GuideList(data=[card for llm in service.llms.values() for card in describe(llm)])
 
     @router.post("/tokenize", responses=refusals(403, 404))
-    def tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
+    async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
         """Token ids of a text or of a conversation under the chat template."""
-        llm = service.call(request, "tokenize", body.model, body.given).llm
-        if body.messages is not None:
-            tokens = llm.vocabulary.chat(
-                [message.to_message() for message in body.messages],
-                add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
-                continue_final_message=body.continue_final_message,
-                template_kwargs=body.chat_template_kwargs,
-            )
-        else:
-            tokens = llm.vocabulary.encode(body.prompt or "", body.add_special_tokens)
-        strings = [llm.vocabulary.token_bytes(t).decode("utf-8", "replace") for t in tokens]
-        return TokenizeResponse(
-            count=len(tokens),
-            max_model_len=llm.context_length,
-            tokens=tokens,
-            token_strs=strings if body.return_token_strs else None,
-        )
+        call = service.call(request, "tokenize", body.model, body.given)
+        with service.quotas.held(call.caller):
+            return await run_in_threadpool(_tokenized, call.llm, body)
 
     @router.post("/detokenize", responses=refusals(403, 404))
-    def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
+    async def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
         """The text of token ids."""
-        llm = service.call(request, "tokenize", body.model, body.given).llm
-        body.check_ids(llm.vocabulary.size)
-        return DetokenizeResponse(prompt=llm.vocabulary.decode(body.tokens, skip_special_tokens=False))
+        call = service.call(request, "tokenize", body.model, body.given)
+        vocabulary = call.llm.vocabulary
+        body.check_ids(vocabulary.size)
+        with service.quotas.held(call.caller):
+            text = await run_in_threadpool(vocabulary.decode, body.tokens, skip_special_tokens=False)
+        return DetokenizeResponse(prompt=text)
 
     return router
+
+
+def _tokenized(llm: "LLM", body: TokenizeRequest) -> TokenizeResponse:
+    vocabulary = llm.vocabulary
+    if body.messages is not None:
+        tokens = vocabulary.chat(
+            [message.to_message() for message in body.messages],
+            add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+            continue_final_message=body.continue_final_message,
+            template_kwargs=body.chat_template_kwargs,
+        )
+    else:
+        tokens = vocabulary.encode(body.prompt or "", body.add_special_tokens)
+    strings = [vocabulary.token_bytes(t).decode("utf-8", "replace") for t in tokens]
+    return TokenizeResponse(
+        count=len(tokens),
+        max_model_len=llm.context_length,
+        tokens=tokens,
+        token_strs=strings if body.return_token_strs else None,
+    )

@@ -170,7 +170,7 @@ def _narrow(properties: dict[str, Schema], settings: ServerSettings) -> None:
     sampling["n"] = {"type": "integer", "minimum": 1, "maximum": settings.limits.max_n, "default": 1}
     for name, schema in sampling.items():
         if name in properties and not (name == "logprobs" and "top_logprobs" in properties):
-            properties[name] = _optional(name, schema)
+            properties[name] = _optional(schema)
     if "prompt" in properties:
         properties["prompt"] = {"anyOf": [_TEXT, _list(_TEXT), _list(_TOKEN), _list(_list(_TOKEN))], "title": "Prompt"}
     properties["decoding"] = {"anyOf": [{"$ref": COMPONENTS + "Decoding"}, {"type": "null"}], "title": "Decoding"}
@@ -191,7 +191,7 @@ def _limits(schema: Schema) -> Iterator[Schema]:
             yield branch
 
 
-def _optional(name: str, schema: Schema) -> Schema:
+def _optional(schema: Schema) -> Schema:
     """The field with null for its default."""
     told: Schema = {key: schema[key] for key in ("title", "description", "default") if key in schema}
     bare = {key: value for key, value in schema.items() if key not in told}

@@ -182,10 +182,11 @@ class Policy(BaseModel):
         forbidden = self.forbidden
         if forbidden is None:
             forbidden = frozenset() if self.floor is None else CLOSED
-        for name in sorted(forbidden & given):
+        spelled = frozenset[str]().union(*(_SPELLINGS.get(name, {name}) for name in forbidden))
+        for name in sorted(spelled & given):
             if not _idle(request, name):
                 raise violation(f"{name} may not be set: leave it out", name)
-        if TRACE in forbidden and spec.trace is not None:
+        if TRACE in forbidden and "decoding" in given and spec.trace is not None:
             raise violation("trace may not be set: leave it out", "decoding.trace")
 
     def _check_decoding(self, spec: DecodingSpec, own: DecodingSpec | None) -> None:

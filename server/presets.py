@@ -26,12 +26,16 @@ class Preset(BaseModel):
         SamplingParams.model_validate(sampling)
         return sampling
 
-    def apply(self, request: "GenerationRequest") -> "GenerationRequest":
+    def apply(self, request: "GenerationRequest", given: frozenset[str], most: int | None) -> "GenerationRequest":
         """The request with what it leaves out filled in: sampling field by field, decoding key by key.
 
-        A request that names another strategy has said all about decoding.
+        `given` are the fields that the client set: `max_tokens` may also be OpenAI's default, or `most`, the caller's
+        limit. A request that names another strategy has said all about decoding.
         """
         own = {name: getattr(request.sampling, name) for name in request.sampling.model_fields_set}
+        longest = self.sampling.get("max_tokens")
+        if longest is not None and not given & {"max_tokens", "max_completion_tokens"}:
+            own["max_tokens"] = longest if most is None else min(longest, most)
         asked = dict(request.decoding or {})
         strategy = self.decoding.get("strategy", "sample")
         same = asked.get("strategy", strategy) == strategy

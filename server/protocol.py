@@ -17,7 +17,7 @@ from trimtab.server.settings import ServerSettings
 
 log = logging.getLogger("trimtab.server")
 
-KEEP_ALIVE = 65
+IDLE = 65
 """seconds that an idle connection stays: longer than the 60 of most proxies, so that none sends into a closing one"""
 MAX_HEADERS = 128
 """headers of one request"""
@@ -43,7 +43,7 @@ class ProtocolConfig(uvicorn.Config):
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE,
+            timeout_keep_alive=IDLE,
             timeout_graceful_shutdown=max(1, round(graceful)),
             reset_contextvars=True,
         )

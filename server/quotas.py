@@ -7,7 +7,8 @@ the minutes have made up for it.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from trimtab.server.callers import Caller
@@ -89,6 +90,15 @@ class Quotas:
             self._check(use, caller.policy.limits)
         use.requests += 1
         return Lease(self, caller, parts)
+
+    @contextmanager
+    def held(self, caller: Caller) -> Iterator[None]:
+        """Count a request that costs no model tokens while the block runs; raises a 429."""
+        lease = self.enter(caller, 1)
+        try:
+            yield
+        finally:
+            lease.end(0)
 
     def occupy(self, lease: Lease, rows: int) -> None:
         """Note the rows of a request that has begun; raises a 429 or a 403."""

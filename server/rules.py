@@ -38,8 +38,8 @@ class Rules:
         policies = settings.policies
 
         def caller(name: str, policy: str | None) -> Caller:
-            named = policy or settings.default_policy
-            return Caller(name, named, None if named is None else policies[named])
+            chosen = policy or settings.default_policy
+            return Caller(name, chosen, None if chosen is None else policies[chosen])
 
         keys = settings.keys
         return cls(
@@ -95,8 +95,8 @@ def problems(settings: Settings, llms: Mapping[str, "LLM"]) -> Iterator[str]:
 
 def _references(settings: Settings) -> Iterator[str]:
     """Names of policies that do not exist."""
-    named = {f"keys.{name}.policy": key.policy for name, key in settings.keys.items()}
-    for where, policy in {"default_policy": settings.default_policy, **named}.items():
+    wanted = {f"keys.{name}.policy": key.policy for name, key in settings.keys.items()}
+    for where, policy in {"default_policy": settings.default_policy, **wanted}.items():
         if policy is not None and policy not in settings.policies:
             yield f"setting {where}: there is no policy {policy!r}; {hint(policy, settings.policies)}"
 

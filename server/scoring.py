@@ -62,15 +62,20 @@ async def _judge(
         caller.policy.admit(endpoint)
         caller.policy.admit_guide(body.model)
     answers = body.answers(service.settings.limits.max_pairs)
+    priority = 0 if caller.policy is None else max(0, caller.policy.limits.priority)
     lease = service.quotas.enter(caller, 1)
     record: RequestRecord = request.scope["trimtab.record"]
     record.model = body.model
     try:
-        judged = await service.bridge.result(llm.judge(body.model, answers), request.receive)
-        record.model_tokens = sum(each.tokens for each in judged)
+        rating = llm.rate(body.model, answers, priority=priority)
+    except BaseException:
+        lease.abandon()
+        raise
+    try:
+        return llm, await service.bridge.result(rating.future, request.receive)
     finally:
-        lease.end(record.model_tokens)
-    return llm, judged
+        record.model_tokens = rating.tokens
+        lease.end(rating.tokens)
 
 
 def _owner(service: Service, name: str) -> "LLM":

@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from trimtab.engine.errors import Overloaded, TrimtabError
+from trimtab.engine.errors import Draining, TrimtabError
 from trimtab.server import telemetry
 from trimtab.server.logs import logging_to
 from trimtab.server.protocol import BoundedProtocol, ProtocolConfig
@@ -118,7 +118,7 @@ class DrainingServer(uvicorn.Server):
                 llm.interrupt_all()
         if left <= 0:
             log.warning("out of time: %d requests end with an error", self._service.bridge.open)
-            self._service.bridge.halt(Overloaded("the server is shutting down and is out of time", retry_after=5.0))
+            self._service.bridge.halt(Draining("the server is shutting down and is out of time"))
             self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -14,6 +14,7 @@ from trimtab.engine.errors import InvalidRequest, TrimtabError
 from trimtab.server.bridge import Bridge, Exchange
 from trimtab.server.callers import Caller
 from trimtab.server.errors import ApiError
+from trimtab.server.logs import current
 from trimtab.server.metrics import Metrics
 from trimtab.server.nearest import hint
 from trimtab.server.policy import Endpoint
@@ -150,7 +151,7 @@ class Service:
         if model is None and targets:
             return next(iter(targets.values()))
         if model not in targets:
-            message = f"the model {model!r} does not exist; {hint(str(model), targets)}"
+            message = f"the model {str(model)[:99]!r} does not exist; {hint(str(model), targets)}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return targets[model]
 
@@ -158,6 +159,8 @@ class Service:
         """Who asks what; raises a 404 for an unknown model and a 403 for what the caller's policy rules out."""
         caller: Caller = request.state.caller
         call = Call(caller, self.target(model), endpoint, given)
+        if (record := current.get()) is not None:
+            record.model, record.policy = call.llm.model_name, caller.policy_name
         if caller.policy is not None:
             caller.policy.admit(endpoint, call.target.preset_name)
         return call
@@ -179,7 +182,7 @@ class Service:
         if policy is not None:
             policy.check_size(choices * prompts, max_tokens, field)
         if max_tokens is None:
-            return _smaller(limits.max_tokens, None if policy is None else policy.limits.max_tokens)
+            return self._most_tokens(call)
         return max_tokens
 
     async def begin(self, call: Call, requests: Sequence["GenerationRequest"]) -> Exchange:
@@ -190,7 +193,7 @@ class Service:
         preset, policy = call.target.preset, call.caller.policy
         applied: tuple[str, ...] = ()
         if preset is not None:
-            requests = [preset.apply(each) for each in requests]
+            requests = [preset.apply(each, call.given, self._most_tokens(call)) for each in requests]
         if policy is not None:
             reviewed = [policy.review(each, call.given, preset=preset) for each in requests]
             requests, applied = [each for each, _ in reviewed], reviewed[0][1]
@@ -202,6 +205,11 @@ class Service:
             lease.abandon()
             raise
         return self.bridge.submit(call.llm, prepared, requests[0].n, lease, self._acting(call, applied))
+
+    def _most_tokens(self, call: Call) -> int | None:
+        """What bounds the choices of a caller's requests."""
+        policy = call.caller.policy
+        return _smaller(self.settings.limits.max_tokens, None if policy is None else policy.limits.max_tokens)
 
     def _acting(self, call: Call, applied: tuple[str, ...]) -> dict[str, Any]:
         """What the response tells of the preset and the policy."""

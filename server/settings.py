@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     policies: dict[str, Policy] = Field(default_factory=dict, description="what requests must keep to, by name")
     default_policy: str | None = Field(None, description="policy of callers whose key names none")
     keys: dict[str, Key] = Field(default_factory=dict, description="by caller; absent: everybody may call")
-    admin_key: Key | None = Field(None, description="key of /admin; absent: /admin does not exist")
+    admin_key: Key | None = Field(None, description="key of /admin; absent: nobody has it, and /admin answers 401")
 
 
 RELOADABLE = ("presets", "policies", "default_policy", "keys", "admin_key")
@@ -103,11 +103,6 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
     Raises InvalidSettings with one line that names the setting and the nearest valid one.
     """
     return _load(config, overrides)[0]
-
-
-def as_yaml(settings: Settings) -> str:
-    """The resolved settings in the form that `--config` reads."""
-    return "\n".join(_lines(settings.model_dump(mode="json"), lambda path: "")) + "\n"
 
 
 def explained(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> str:

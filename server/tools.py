@@ -4,7 +4,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.grammar import FIELD as GRAMMAR_FIELD
@@ -12,6 +12,7 @@ from trimtab.engine.grammar import Grammar
 from trimtab.engine.results import Choice
 from trimtab.engine.vocabulary import Vocabulary
 from trimtab.server.schema.chat import ChatRequest
+from trimtab.server.schema.responses import ChatFinishReason
 from trimtab.server.schema.tools import Tool
 
 
@@ -163,7 +164,7 @@ def _spelled(schema: Mapping[str, Any]) -> str:
     return json.dumps({**schema, "x-guidance": spelling})
 
 
-def finish_reason(choice: Choice, *, called: bool) -> Literal["stop", "length", "tool_calls"]:
+def finish_reason(choice: Choice, *, called: bool) -> ChatFinishReason:
     """How an answer ended: with calls to be answered, if it ended by itself."""
     return "tool_calls" if called and choice.finish_reason == "stop" else choice.finish_reason
 

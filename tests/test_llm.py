@@ -8,7 +8,7 @@ import torch
 from collector import Collector
 from tiny import VOCAB, tiny_folder
 
-from trimtab import LLM, EngineSettings, SamplingParams
+from trimtab import LLM, EngineSettings, Grammar, SamplingParams
 from trimtab.engine.errors import Cancelled, InvalidRequest, Overloaded
 from trimtab.engine.results import Failure
 from trimtab.engine.vocabulary import Message
@@ -206,3 +206,11 @@ def test_each_setting_reaches_the_engine(folder: Path, changes: dict[str, object
         assert what(llm)
         assert "threads" in changes or not what(default)
         assert llm.generate(["hello"], SamplingParams(max_tokens=3, ignore_eos=True), progress=False)[0].choices
+
+
+def test_a_grammar_binds_every_answer(llm: LLM) -> None:
+    sampling = SamplingParams(seed=1, max_tokens=12)
+    results = llm.generate(["a", "b"], sampling, n=4, grammar=Grammar.regex("(yes|no)!"), progress=False)
+    results += llm.chat([user("Hi")], sampling, grammar=Grammar.regex("(yes|no)!"), progress=False)
+    texts = {choice.text for result in results for choice in result.choices}
+    assert texts <= {"yes!", "no!"}

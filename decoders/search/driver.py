@@ -155,7 +155,9 @@ def _closed(answer: Answer, known: Collection[Sequence], withheld: int = 0) -> A
     """
     choices = [each for each in answer.choices if each in known]
     texts = {each.text.text for each in choices}
-    report = {**_wordless(answer.report, texts), "withheld": withheld}
+    silent = withheld or answer.stopped_by == "abstained"  # numbers, too, would tell of what was kept back
+    report = {} if silent else _wordless(answer.report, texts)
+    report = {**report, "withheld": withheld}
     return replace(answer, candidates=choices, report=report)
 
 

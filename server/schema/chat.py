@@ -1,5 +1,6 @@
 """Request of POST /v1/chat/completions."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -9,12 +10,18 @@ from pydantic_core import PydanticCustomError
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.grammar import Grammar
+from trimtab.engine.sampling import MAX_LOGPROBS
 from trimtab.engine.vocabulary import Message
 from trimtab.server.nearest import hint
 from trimtab.server.schema.base import Wire
 from trimtab.server.schema.response_format import ResponseFormat
 from trimtab.server.schema.sampling import SamplingFields
 from trimtab.server.schema.tools import Tool, ToolCall, ToolChoice
+
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+MAX_TOOLS = 128
+"""what one request may list: each entry takes time of the event loop before anything else is known of it"""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -35,7 +42,9 @@ def _branch(value: object) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[TextPart], Tag("(parts)")] | Annotated[None, Tag("(null)")],
+    Annotated[str, Tag("(text)")]
+    | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag("(parts)")]
+    | Annotated[None, Tag("(null)")],
     Discriminator(_branch),
 ]
 
@@ -55,7 +64,7 @@ class ChatMessage(Wire):
 
     role: Role
     content: Content = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_call_id: str | None = None
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_SAID, _CALLED]})
@@ -99,12 +108,12 @@ class ChatMessage(Wire):
 class ChatRequest(SamplingFields):
     """A conversation to be continued."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
@@ -151,7 +160,7 @@ class ChatRequest(SamplingFields):
         """The functions that the model may call; under a named choice that one alone. Raises InvalidRequest."""
         tools, choice = tuple(self.tools or ()), self.tool_choice
         names = [tool.function.name for tool in tools]
-        if doubled := next((name for name in names if names.count(name) > 1), None):
+        if doubled := next((name for name, times in Counter(names).items() if times > 1), None):
             raise InvalidRequest(f"tools has two functions {doubled!r}: name each once", param="tools")
         if not tools and choice not in (None, "none", "auto"):
             raise InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
@@ -192,7 +201,7 @@ class ChatRequest(SamplingFields):
             return 0 if self.logprobs else None
         if not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-        if not 0 <= self.top_logprobs <= 20:
-            message = f"top_logprobs must be between 0 and 20, not {self.top_logprobs}"
+        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            message = f"top_logprobs must be between 0 and {MAX_LOGPROBS}, not {self.top_logprobs}"
             raise InvalidRequest(message, param="top_logprobs", code="invalid_value")
         return self.top_logprobs

@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from trimtab.engine.guides.card import BaseIdentity, Kind
+from trimtab.engine.results import FinishReason
 
-FinishReason = Literal["stop", "length"]
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
 VocabularyRelation = Literal["same", "translated", "text only"]
 

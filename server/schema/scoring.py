@@ -10,7 +10,7 @@ from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.rewards import Pair
 from trimtab.engine.vocabulary import Message
 from trimtab.server.schema.base import Wire, exactly_one
-from trimtab.server.schema.chat import ChatMessage
+from trimtab.server.schema.chat import MAX_MESSAGES, ChatMessage
 from trimtab.server.schema.responses import PromptTokensDetails
 
 
@@ -25,7 +25,7 @@ class AnswerPair(Wire):
     """One answer, and the prompt or the conversation that it answers."""
 
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
     answer: str
 
     model_config = ConfigDict(

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from trimtab.server.schema.responses import CompletionUsage, ErrorBody, FinishReason
+from trimtab.engine.results import FinishReason
+from trimtab.server.schema.responses import ChatFinishReason, CompletionUsage, ErrorBody
 
 
 class Piece(BaseModel):
@@ -14,7 +15,6 @@ class Piece(BaseModel):
 
     index: int
     logprobs: dict[str, Any] | None
-    finish_reason: FinishReason | None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
 
@@ -33,12 +33,14 @@ class ChatPiece(Piece):
     """Of a chat completion."""
 
     delta: ChatDelta
+    finish_reason: ChatFinishReason | None
 
 
 class TextPiece(Piece):
     """Of a text completion."""
 
     text: str
+    finish_reason: FinishReason | None
     prompt_token_ids: list[int] | None = None
 
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.server.schema.base import Wire, exactly_one
-from trimtab.server.schema.chat import ChatMessage
+from trimtab.server.schema.chat import MAX_MESSAGES, ChatMessage
 
 
 class TokenizeRequest(Wire):
@@ -14,7 +14,7 @@ class TokenizeRequest(Wire):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: list[ChatMessage] | None = Field(default=None, max_length=MAX_MESSAGES)
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -1,9 +1,9 @@
 """Functions that a model may call, as OpenAI's chat requests name them."""
 
-import json
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic_core import from_json
 
 from trimtab.server.schema.base import Wire
 
@@ -55,9 +55,9 @@ class FunctionCall(Wire):
     @classmethod
     def _an_object(cls, arguments: str) -> str:
         try:
-            if isinstance(json.loads(arguments or "{}"), dict):
+            if isinstance(from_json(arguments or "{}", allow_inf_nan=False), dict):
                 return arguments
-        except (ValueError, RecursionError):
+        except ValueError:
             pass
         raise ValueError("the arguments of a call are the JSON text of an object")
 
@@ -71,5 +71,5 @@ class ToolCall(Wire):
 
     def to_message(self) -> dict[str, Any]:
         """As chat templates take it: arguments are an object."""
-        arguments = json.loads(self.function.arguments or "{}")
+        arguments = from_json(self.function.arguments or "{}", allow_inf_nan=False)
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}

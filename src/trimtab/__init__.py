@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trimtab.engine.grammar import Grammar
     from trimtab.engine.sampling import SamplingParams
     from trimtab.engine.settings import EngineSettings
     from trimtab.llm import LLM
 
-__all__ = ["LLM", "EngineSettings", "SamplingParams"]
+__all__ = ["LLM", "EngineSettings", "Grammar", "SamplingParams"]
 
 _HOMES = {
     "LLM": "trimtab.llm",
+    "Grammar": "trimtab.engine.grammar",
     "SamplingParams": "trimtab.engine.sampling",
     "EngineSettings": "trimtab.engine.settings",
 }

@@ -56,6 +56,8 @@ class Compiler:
             measured=spec.measured,
         )
         judging = {name for expression in spec.search.expressions().values() for name in expression.guides}
+        if spec.watch is not None:
+            judging |= set(spec.watch.guides)
         return Compiled(prompts.base, plan, draft.guides | judging)
 
     def open(self, max_tokens: int, messages: Sequence[Message], model: str) -> Opening:

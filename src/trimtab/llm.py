@@ -6,13 +6,14 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
+from trimtab.compiling import Compiler, text_of
 from trimtab.decoders.floor import Floor
 from trimtab.decoders.params import require_reward
 from trimtab.decoders.registry import strategies
@@ -27,18 +28,17 @@ from trimtab.engine.guides.base import Guide
 from trimtab.engine.guides.card import Card
 from trimtab.engine.guides.config import GuideConfig
 from trimtab.engine.guides.loaded import Guides
-from trimtab.engine.job import Opener, Opening, Request
+from trimtab.engine.job import Opener, Request
 from trimtab.engine.model import Model
-from trimtab.engine.plan import BASE, LanePlan, SteerPlan
+from trimtab.engine.plan import SteerPlan
 from trimtab.engine.rating import Rating
-from trimtab.engine.results import Deliver, EngineStats, Event, Failure, Result
+from trimtab.engine.results import Deliver, EngineStats, Result
 from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.rewards.contract import Contract
 from trimtab.engine.sampling import MAX_LOGPROBS, SamplingParams
 from trimtab.engine.settings import EngineSettings
 from trimtab.engine.sources import short_name
-from trimtab.engine.vocabulary import Message, TextStream, Vocabulary
-from trimtab.compiling import Compiler, text_of
+from trimtab.engine.vocabulary import Message
 from trimtab.engine.worker import Worker
 from trimtab.offline import run_all
 from trimtab.room import answer_room
@@ -185,10 +185,13 @@ class LLM:
         """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
         spec = DecodingSpec.parse(request.decoding)
         if request.floor is not None:
-            request.floor.check_conversation(request.messages or (), request.tools, self.vocabulary)
+            own = None if request.trusted else request.decoding
+            request.floor.check_conversation(request.messages or (), request.tools, own, self.vocabulary)
             spec, _ = request.floor.apply(spec, choices=request.n, trusted=request.trusted)
         loaded = self.loaded  # one view, whatever comes and goes meanwhile
         spec.check(choices=request.n, rewards=loaded.judges)
+        for name in () if spec.watch is None else spec.watch.guides:
+            require_reward(name, loaded.judges, path="floor.guard")
         if request.sampling.logprobs is not None and spec.search.others_write:
             raise InvalidRequest(
                 f"logprobs are those of the base, and under {spec.strategy!r} another model may write: leave them out",
@@ -271,6 +274,7 @@ class LLM:
                 strategy=prepared.strategy,
                 priority=request.priority,
                 guides=prepared.needs,
+                discreet=prepared.spec.watch is not None,
             )
         )
 
@@ -284,13 +288,17 @@ class LLM:
         It fails with GuideError if the reward does, and with InvalidRequest if its chat template refuses a
         conversation. Raises InvalidRequest for a guide that is no reward, and Overloaded.
         """
+        return self.rate(reward, pairs, priority=priority).future
+
+    def rate(self, reward: str, pairs: Sequence[Pair], *, priority: int = 0) -> Rating:
+        """Do what `judge` does, and return what tells of its progress beside the future."""
         require_reward(reward, self.rewards, path="reward")
         rating = Rating(reward, tuple(pairs), priority)
         if rating.pairs:
             self._worker.submit(rating)
         else:
             rating.take(())
-        return rating.future
+        return rating
 
     def score(self, reward: str, pairs: Sequence[Pair]) -> list[float]:
         """Score answers and wait; raises what `judge` does. Never call it from the engine's thread."""
@@ -304,6 +312,11 @@ class LLM:
     def cancel(self, handle: object) -> None:
         """Give a request up; its rows and pages are free one tick later. Any thread, any time."""
         self._worker.cancel(handle)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return self._worker.idle
 
     def drain(self) -> None:
         """Refuse new requests with Overloaded; those submitted go on."""
@@ -364,12 +377,13 @@ class LLM:
         *,
         n: int = 1,
         decoding: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         progress: bool = True,
     ) -> list[Result]:
         """Continue each prompt (text or token ids); one result per prompt, in order. `sampling` may be one for each."""
         texts = list(prompts)
         requests = [
-            GenerationRequest(prompt=each, sampling=own, n=n, decoding=decoding)
+            GenerationRequest(prompt=each, sampling=own, n=n, decoding=decoding, grammar=grammar)
             for each, own in zip(texts, _one_each(sampling, len(texts)), strict=True)
         ]
         return self._run(requests, progress)
@@ -381,12 +395,13 @@ class LLM:
         *,
         n: int = 1,
         decoding: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         progress: bool = True,
     ) -> list[Result]:
         """Answer each conversation under the model's chat template; otherwise as `generate`."""
         talks = [tuple(each) for each in conversations]
         requests = [
-            GenerationRequest(messages=each, sampling=own, n=n, decoding=decoding)
+            GenerationRequest(messages=each, sampling=own, n=n, decoding=decoding, grammar=grammar)
             for each, own in zip(talks, _one_each(sampling, len(talks)), strict=True)
         ]
         return self._run(requests, progress)

@@ -1,6 +1,5 @@
 """How long an answer can get: every model that reads it has a context, and a page pool that must hold it."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from trimtab.engine.errors import InvalidRequest

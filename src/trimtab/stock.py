@@ -1,9 +1,7 @@
 """The base and its guides as they are loaded, guides that come and go included."""
 
-import torch
-
 from trimtab.engine.device import check_dtype, find_device
-from trimtab.engine.errors import InvalidRequest, ModelLoadError
+from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.build import build_guides, model_runner, page_pool
 from trimtab.engine.guides.config import GuideConfig
 from trimtab.engine.guides.loaded import Guides
@@ -22,7 +20,10 @@ class Stock:
     guides: Guides
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Load everything that the settings name; raises ModelLoadError, or GuideError for a guide that cannot serve."""
+        """Load everything that the settings name.
+
+        Raises ModelLoadError, or GuideError for a guide that cannot serve.
+        """
         self._device = find_device(settings.device)
         self.memory: MemoryPlan | None = plan_device(settings, self._device) if self._device.type == "cuda" else None
         """of the GPU, from before anything was loaded there"""

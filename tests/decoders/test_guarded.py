@@ -153,12 +153,22 @@ def test_what_a_stop_string_held_back_is_judged_too(ticks: int, monkeypatch: pyt
 
 
 def test_a_preference_pair_tells_of_no_text_but_the_choice() -> None:
+    toy = engine(lambda text: 1.0)
+    handle = submit(toy, "best_of_n", export="best_and_worst")
+    toy.finish()
+    result = toy.result(handle)
+    assert result.report["pair"]["chosen"] == result.choices[0].text
+    assert result.report["pair"]["rejected"] is None
+    assert result.report["withheld"] == 0
+
+
+def test_a_report_beside_withheld_answers_tells_their_number_alone() -> None:
     toy = engine(lambda text: float(taste(text) > 0.0))
     handle = submit(toy, "best_of_n", export="best_and_worst")
     toy.finish()
     result = kept(toy, handle, lambda text: float(taste(text) > 0.0))
-    assert result.report["pair"]["chosen"] == result.choices[0].text
-    assert result.report["pair"]["rejected"] is None
+    assert result.report.keys() == {"withheld"}
+    assert result.report["withheld"] > 0
 
 
 def test_votes_of_answers_that_are_kept_back_do_not_count() -> None:

@@ -271,11 +271,11 @@ def test_steps_tell_their_rows_and_strategies() -> None:
     toy.finish()
     stats = toy.stats
     assert stats.steps == 4
-    assert (stats.rows_per_step.sum, stats.decode_rows) == (16, 16)
+    assert stats.rows_per_step.sum == 16
     assert stats.rows_per_step.counts[stats.rows_per_step.bounds.index(4.0)] == 4
     assert stats.strategies_per_step.counts[stats.strategies_per_step.bounds.index(2.0)] == 4
     assert stats.reward_batch_size["length"].counts[stats.reward_batch_size["length"].bounds.index(2.0)] == 1
-    assert stats.reward_latency["length"].sum == stats.score_seconds["length"]
+    assert sum(stats.reward_latency["length"].counts) == 1
 
 
 def test_a_shutdown_ends_searches_with_their_best_and_the_rest_with_an_error() -> None:
@@ -287,7 +287,7 @@ def test_a_shutdown_ends_searches_with_their_best_and_the_rest_with_an_error() -
     )
     plain = toy.submit([7, 9], SamplingParams(seed=1, max_tokens=12))
     waiting = toy.submit([7, 9], SamplingParams(seed=1, max_tokens=12), n=8)
-    while toy.stats.score_batches.get("length", 0) < 2:
+    while "length" not in toy.stats.reward_batch_size or sum(toy.stats.reward_batch_size["length"].counts) < 2:
         toy.engine.tick()
     rating = Rating("length", [Pair((), "x")])
     toy.engine.rate(rating)

@@ -225,12 +225,10 @@ def test_counts() -> None:
     rated(made, "a", "b", "c")
     made.finish()
     stats = made.stats
-    assert (stats.score_items, stats.score_batches, stats.model_tokens) == (
-        {"length": 3},
-        {"length": 2},
-        {"length": 15},
-    )
-    assert stats.score_seconds["length"] > 0.0
+    sizes, seconds = stats.reward_batch_size["length"], stats.reward_latency["length"]
+    assert (sizes.sum, sum(sizes.counts), stats.model_tokens) == (3, 2, {"length": 15})
+    assert sum(seconds.counts) == 2
+    assert seconds.sum > 0.0
 
 
 def test_probabilities_are_the_softmax_of_the_logits_or_the_sigmoid_of_one() -> None:

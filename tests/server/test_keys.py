@@ -154,3 +154,11 @@ def test_finding_the_owner() -> None:
     known = {"ann": digest("a"), "ben": digest("b")}
     assert [owner(key, known) for key in ("a", "b", "c", "")] == ["ann", "ben", None, None]
     assert len({generate() for _ in range(100)}) == 100
+
+
+def test_tokenizing_counts_against_the_limits_of_a_key(llm: LLM, start: Start) -> None:
+    policies = {"few": {"limits": {"requests_per_minute": 2}}}
+    url = start(llm, Settings.model_validate({"policies": policies, "default_policy": "few"})).url
+    asked = [("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]}), ("/tokenize", {"prompt": "a"})]
+    codes = [httpx2.post(url + path, json=body, timeout=30).status_code for path, body in asked]
+    assert codes == [200, 200, 429]

@@ -258,7 +258,7 @@ def test_what_a_preset_says_is_the_operators() -> None:
     preset = Preset.model_validate({"decoding": {"strategy": "qalign", "reward": "brief", "chains": 4}})
     preset = preset.model_copy(update={"sampling": {"temperature": 1.5}})
     for asked in (None, {"steps": 3}):
-        request = preset.apply(GenerationRequest(prompt="Hi", decoding=asked))
+        request = preset.apply(GenerationRequest(prompt="Hi", decoding=asked), frozenset(), None)
         given = frozenset() if asked is None else frozenset({"decoding"})
         reviewed, applied = Policy.model_validate(POLICIES["public"]).review(request, given, preset=preset)
         assert reviewed.sampling.temperature == 1.5
@@ -337,3 +337,46 @@ def test_priorities_have_a_best_one() -> None:
         policy.review(request, frozenset({"priority"}))
     assert policy.review(GenerationRequest(prompt="Hi"), frozenset())[0].priority == 3
     assert policy.review(GenerationRequest(prompt="Hi", priority=5), frozenset({"priority"}))[0].priority == 5
+
+
+def test_what_a_guard_needs_is_known_and_must_be_there(base: LLM) -> None:
+    floor = Policy.model_validate(POLICIES["mute"]).floor
+    assert set(base.prepare(GenerationRequest(prompt="Hi", floor=floor)).needs) == {"taste"}
+    missing = Policy.model_validate({"floor": {"guard": {"reward": "nobody", "at_least": 0}}}).floor
+    with pytest.raises(InvalidRequest, match="nobody"):
+        base.prepare(GenerationRequest(prompt="Hi", floor=missing))
+
+
+def test_special_tokens_in_a_decoding_open_no_turn(base: LLM) -> None:
+    floor = Policy.model_validate(POLICIES["mute"]).floor
+    special = next(base.vocabulary.added[id_] for id_ in sorted(base.vocabulary.special_ids))
+    decoding = {"strategy": "refine", "reward": "brief", "instruction": f"again{special}"}
+    said = ({"role": "user", "content": "Hi"},)
+    with pytest.raises(InvalidRequest, match="frames the turns") as refused:
+        base.prepare(GenerationRequest(messages=said, decoding=decoding, floor=floor))
+    assert refused.value.code == "policy_violation"
+    base.prepare(GenerationRequest(messages=said, decoding=decoding, floor=floor, trusted=True))
+
+
+@pytest.mark.parametrize("term", [{"transform": "clip", "low": 1e30}, {"transform": "log_sigmoid", "reference": -1e30}])
+def test_no_constant_drowns_the_reward_of_the_floor(post: Post, term: dict[str, Any]) -> None:
+    forbidden(post("public", **best(reward={"guide": "brief", **term})), "decoding.reward")
+
+
+def test_nothing_is_told_of_what_a_guard_keeps_back(post: Post) -> None:
+    said = best(n=4)
+    told = post("mute", **said).json()["decoding"]
+    assert (told["report"], told["candidates"]) == ({"withheld": 4}, [])
+    streamed = post("mute", stream=True, stream_options={"include_progress": True}, **said).text
+    progress = [json.loads(line[6:])["progress"] for line in streamed.splitlines() if '"progress"' in line]
+    assert progress
+    assert {each["best_reward"] for each in progress} == {None}
+
+
+def test_another_spelling_of_a_forbidden_field_is_forbidden() -> None:
+    policy = Policy.model_validate({"forbidden": ["max_tokens"]})
+    request = GenerationRequest(prompt="Hi", sampling=SamplingParams(max_tokens=4))
+    with pytest.raises(ApiError) as refused:
+        policy.review(request, frozenset({"max_completion_tokens"}))
+    assert refused.value.param == "max_completion_tokens"
+    policy.review(request, frozenset())

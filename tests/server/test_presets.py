@@ -105,5 +105,21 @@ def test_a_preset_with_mistakes_is_refused_by_the_settings(preset: dict[str, Any
 def test_only_what_was_set_wins() -> None:
     preset = Preset(sampling={"temperature": 0.5, "top_p": 0.9})
     request = GenerationRequest(prompt="a", sampling=SamplingParams(top_p=1.0))
-    applied = preset.apply(request).sampling
+    applied = preset.apply(request, frozenset(), None).sampling
     assert (applied.temperature, applied.top_p, applied.min_p) == (0.5, 1.0, 0.0)
+
+
+def test_max_tokens_of_a_preset_are_not_taken_for_a_limit(llm: LLM, start: Start) -> None:
+    server = {"limits": {"max_tokens": 20}}
+    presets = {"short": {"sampling": {"max_tokens": 3}}, "long": {"sampling": {"max_tokens": 400}}}
+    url = start(llm, Settings.model_validate({"server": server, "presets": presets})).url
+    body = {"prompt": "Hi", "ignore_eos": True}
+
+    def tokens(**asked: Any) -> int:
+        answer = httpx2.post(url + "/v1/completions", json={**body, **asked}, timeout=60).json()
+        return int(answer["usage"]["completion_tokens"])
+
+    assert tokens(model="tiny:short") == 3
+    assert tokens(model="tiny:short", max_tokens=5) == 5
+    assert tokens(model="tiny:long") == 20
+    assert tokens(model="tiny") == 16

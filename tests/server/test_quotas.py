@@ -128,3 +128,12 @@ def test_every_charge_is_told() -> None:
     lease.end(8)
     assert told == [("ann", 7), ("ann", 8)]
     assert quotas.describe()["ann"].model_dump() == {"requests": 0, "rows": 0, "model_tokens": 15}
+
+
+def test_what_costs_no_model_tokens_is_counted_too(quotas: Quotas) -> None:
+    ann = caller(concurrent=1, requests_per_minute=2)
+    with quotas.held(ann):
+        refused(quotas, ann)
+    with quotas.held(ann):
+        pass
+    refused(quotas, ann)

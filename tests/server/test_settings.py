@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trimtab.server.settings import InvalidSettings, ServerSettings, Settings, as_yaml, explained, load_settings
+from trimtab.server.settings import InvalidSettings, ServerSettings, Settings, explained, load_settings
 
 
 @pytest.fixture
@@ -81,13 +81,6 @@ def test_a_wrong_file_is_one_clear_line(text: str, words: str, tmp_path: Path) -
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="cannot read"):
         load_settings(tmp_path / "none.yaml")
-
-
-def test_printed_settings_can_be_read_back(tmp_path: Path, config: Path) -> None:
-    settings = load_settings(config)
-    path = tmp_path / "printed.yaml"
-    path.write_text(as_yaml(settings), encoding="utf-8")
-    assert load_settings(path).model_dump() == settings.model_dump()
 
 
 def test_settings_are_frozen() -> None:

@@ -298,6 +298,7 @@ def test_no_tools_are_shown_to_a_model_that_may_not_call(teller: Any, wait_until
 
 
 FUNCTION = {"type": "function", "function": {"name": "time"}}
+DEEP = '{"a":' + "[" * 600 + "]" * 600 + "}"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +308,7 @@ FUNCTION = {"type": "function", "function": {"name": "time"}}
         ({"tool_choice": {"type": "function", "function": {"name": "tim"}}}, "tool_choice", "time"),
         ({"tool_choice": "always"}, "tool_choice", ""),
         ({"tools": [TIME, TIME]}, "tools", "'time'"),
+        ({"tools": [TIME] * 129}, "tools", "128"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].custom", "unknown"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
         (
@@ -320,6 +322,18 @@ FUNCTION = {"type": "function", "function": {"name": "time"}}
             {"messages": [{"role": "assistant", "tool_calls": [{**FUNCTION, "id": "1"}]}]},
             "messages[0].tool_calls[0].function.arguments",
             "required",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{**FUNCTION, "id": "1", "function": {"name": "time", "arguments": DEEP}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+            "JSON text of an object",
         ),
     ],
 )
