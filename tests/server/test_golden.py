@@ -43,8 +43,8 @@ class Stage:
         self._thread = threading.Thread(target=self._read, args=(url + path, body))
         self._thread.start()
         wait_until(lambda: len(fake.submitted) == 1)
-        if path == CHAT:
-            self.seen('"role"')
+        if path == CHAT or body.get("echo"):  # what is sent before the engine has said anything
+            self.seen('"role"' if path == CHAT else '"text"')
 
     def say(self, text: str, *, choice: int = 0, ids: Sequence[int] = (65,), logprobs: Any = None) -> None:
         """One delta of the engine, and the chunk that tells of it."""
