@@ -76,7 +76,7 @@ def test_a_taken_port_is_told_before_the_model_is_loaded() -> None:
         port = str(taken.getsockname()[1])
         began = time.perf_counter()
         failed = trimtab("serve", "--port", port, "--model", "/no/such/folder")
-        assert time.perf_counter() - began < 5
+        assert time.perf_counter() - began < 10  # torch is imported, on a busy machine too; nothing is loaded
     assert failed.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in failed.stderr
     assert "--port" in failed.stderr
