@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,6 +18,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.specs.openapi.checks import RejectedPositiveData
 
+from trimtab.engine.settings import EngineSettings
 from trimtab.llm import LLM
 from trimtab.server.settings import Settings
 
@@ -28,14 +30,16 @@ pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def url(llm: LLM, start_shared: Callable[..., Any]) -> str:
-    """A server with keys, which answers briefly."""
+def url(model_folder: Path, start_shared: Callable[..., Any]) -> Iterator[str]:
+    """A server with keys, which answers briefly, over a model of its own: its guides come and go."""
+    engine = EngineSettings(model=str(model_folder), dtype="float32", device="cpu", threads=1, pool_tokens=4096)
     settings = {
         "server": {"limits": {"max_tokens": 4, "max_n": 4}},
         "keys": {"fuzz": {"sha256": sha256(KEY.encode()).hexdigest()}},
         "admin_key": {"sha256": sha256(ADMIN.encode()).hexdigest()},
     }
-    return str(start_shared(llm, Settings.model_validate(settings)).url)
+    with LLM(settings=engine) as llm:
+        yield str(start_shared(llm, Settings.model_validate(settings)).url)
 
 
 def known_names(document: dict[str, Any]) -> dict[str, Any]:
