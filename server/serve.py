@@ -62,7 +62,7 @@ def serve(source: Source) -> None:
 
 
 def _serve(settings: Settings, source: Source, listener: socket.socket) -> None:
-    # Imported after the port is ours: torch takes seconds to import, a taken port should be told at once.
+    # Imported after the port is ours: transformers takes seconds to import, and a taken port is told before.
     from trimtab.llm import LLM
     from trimtab.server.app import create_app
 
