@@ -25,17 +25,19 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How a row differs from the plain model: a low-rank adapter, and vectors added to hidden states."""
+    """How a row differs from the plain model: a low-rank adapter, maybe scaled, and vectors added to hidden states."""
 
     adapter: str | None = None
     """name of the adapter guide"""
     vectors: tuple[tuple[str, float], ...] = ()
     """(name of the vector guide, coefficient); the parts of one layer add up"""
+    scales: tuple[float, ...] = ()
+    """by what each block of the adapter is multiplied, in the adapter's order; empty: all of it counts once"""
 
     @property
     def salt(self) -> bytes:
         """Keeps cached prefixes of different variants apart; empty for the plain model."""
-        return b"" if self == PLAIN else repr((self.adapter, self.vectors)).encode()
+        return b"" if self == PLAIN else repr((self.adapter, self.vectors, self.scales)).encode()
 
 
 PLAIN = Variant()

@@ -1,8 +1,9 @@
 """What sets the rows of one forward apart: low-rank adapters and control vectors, over one set of weights.
 
-A row of an adapter computes W x + B A x (LoRA, arXiv 2106.09685). A row with control vectors adds them to the output
-of decoder layers (representation engineering, arXiv 2310.01405, in the convention of repeng and llama.cpp). Nothing
-of the model is switched: each step says which row is what, and a step of plain rows computes nothing more.
+A row of an adapter computes W x + B A x (LoRA, arXiv 2106.09685), or W x + B diag(s) A x with scales s for the blocks
+that the adapter's rank dimensions fall into (Panacea, arXiv 2402.02030). A row with control vectors adds them to the
+output of decoder layers (representation engineering, arXiv 2310.01405, in the convention of repeng and llama.cpp).
+Nothing of the model is switched: each step says which row is what, and a step of plain rows computes nothing more.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -84,7 +85,7 @@ class LowRankTerm:
 
 
 class Signature(NamedTuple):
-    """Which launches the rows of a forward add to a plain one, and over which buffers; (0, 0) for plain rows.
+    """Which launches the rows of a forward add to a plain one, and over which buffers; zeros for plain rows.
 
     A CUDA graph that was captured under a signature fits every later forward of as many rows and the same signature,
     whatever its rows are. A number that has been replaced by a higher one never comes back.
@@ -92,6 +93,24 @@ class Signature(NamedTuple):
 
     adapters: int = 0
     vectors: int = 0
+    scales: int = 0
+
+
+class _Blocks(NamedTuple):
+    """How the rank dimensions of an adapter are divided."""
+
+    sizes: tuple[int, ...]
+    copies: int
+    """layers in the product that merges most; each has rank dimensions of its own, behind those of the one before"""
+
+    @property
+    def width(self) -> int:
+        """Rank dimensions of the widest product."""
+        return sum(self.sizes) * self.copies
+
+    def spread(self, scales: Sequence[float]) -> list[float]:
+        """A factor for every rank dimension of the widest product."""
+        return [scale for scale, size in zip(scales, self.sizes, strict=True) for _ in range(size)] * self.copies
 
 
 class _Slots:
@@ -132,6 +151,7 @@ class RowTerms:
         self._backend: Backend = backend
         self._rows: tuple[Variant, ...] = ()
         self._adapters: dict[str | None, int] = {None: -1}
+        self._blocks: dict[str | None, _Blocks] = {}
         self._numbers = count()  # of adapters, those that are gone too
         self._terms: dict[int, tuple[PackedMatmul | Plain, LowRankTerm]] = {}  # by id of the host
         self._vectors: dict[str, Mapping[int, Tensor]] = {}
@@ -139,8 +159,9 @@ class RowTerms:
         self._added: dict[int, tuple[Tensor, Tensor | None]] = {}  # layer: sums and index of `add_row_vectors`
         self._index = torch.empty(2, 0, dtype=torch.int32, device=model.device)  # (2, C) adapters, slots of vectors
         self._buffered = use_triton(self._index, backend)
+        self._scales = torch.ones(0, 0, device=model.device)  # (C, W) float32, by row and rank dimension
         self._slots: _Slots | None = None
-        self._newest = Signature(1, 1)
+        self._newest = Signature(1, 1, 1)
         self._current = Signature()
 
     @property
@@ -153,7 +174,7 @@ class RowTerms:
         if self._buffered and rows > self._index.shape[1]:
             self._clear()
             self._index = self._index.new_full((2, rows), -1)
-            self._newest = Signature(self._newest.adapters + 1, self._newest.vectors + 1)
+            self._newest = Signature(*(number + 1 for number in self._newest))
 
     def begin(self, variants: Sequence[Variant]) -> None:
         """Say what the rows of the next forward are, one variant each.
@@ -170,18 +191,24 @@ class RowTerms:
             return
         adapters = [self._adapters[row.adapter] for row in rows]
         vectors = [row.vectors for row in rows]
+        scales = self._spread(rows)
         if self._buffered:
-            self._fill(adapters, vectors)
+            self._fill(adapters, vectors, scales)
         else:
             self._added = self._gather(vectors)
-            self._choose(adapters, torch.tensor(adapters, dtype=torch.int32))
+            self._choose(adapters, torch.tensor(adapters, dtype=torch.int32), scales)
         self._current = Signature(
-            self._newest.adapters if max(adapters) >= 0 else 0, self._newest.vectors if self._added else 0
+            self._newest.adapters if max(adapters) >= 0 else 0,
+            self._newest.vectors if self._added else 0,
+            self._newest.scales if scales is not None else 0,
         )
         self._rows = rows
 
     def add_adapter(self, name: str, adapter: "LowRank") -> None:
-        """Take a low-rank adapter of this model in; rows with the variant `name` run through it."""
+        """Take a low-rank adapter of this model in; rows with the variant `name` run through it.
+
+        Rows may scale its `blocks`, if it has any.
+        """
         self._clear()
         number = self._adapters[name] = next(self._numbers)
         places = find_linears(self._model)
@@ -197,6 +224,8 @@ class RowTerms:
                 ups.append(functional.pad(up.t(), (before, after)))
             self._stacks(places[paths[0]]).add(number, torch.cat(downs), torch.cat(ups))
         self._newest = self._newest._replace(adapters=self._newest.adapters + 1)
+        if adapter.blocks:
+            self._blocks[name] = _Blocks(tuple(adapter.blocks.values()), max(map(len, hosts.values())))
 
     def add_vector(self, name: str, directions: Mapping[int, Tensor]) -> None:
         """Take a control vector in: directions (D,) by decoder layer, counted from 0."""
@@ -212,6 +241,7 @@ class RowTerms:
         """Forget the adapter or the control vector of this name, if there is one."""
         self._clear()
         number = self._adapters.pop(name, None)
+        self._blocks.pop(name, None)
         if number is not None:
             for _, term in self._terms.values():
                 term.stacks.remove(number)
@@ -237,9 +267,9 @@ class RowTerms:
         self._rows, self._added, self._current = (), {}, Signature()
         self._choose([], self._index[0])
 
-    def _choose(self, numbers: Sequence[int], index: Tensor) -> None:
-        """Tell every product which adapters the rows have; `index` as in `AdapterRows`."""
-        rows = AdapterRows(numbers, index) if max(numbers, default=-1) >= 0 else None
+    def _choose(self, numbers: Sequence[int], index: Tensor, scales: Tensor | None = None) -> None:
+        """Tell every product which adapters the rows have; `index` and `scales` as in `AdapterRows`."""
+        rows = AdapterRows(numbers, index, scales) if max(numbers, default=-1) >= 0 else None
         for host, term in self._terms.values():
             here = rows is not None and (self._buffered or rows.select(term.stacks) is not None)
             term.rows = rows if here else None
@@ -257,7 +287,19 @@ class RowTerms:
         added = sums.to(self._model.dtype).index_select(1, index)  # (layers, B, D)
         return {layer: (each, None) for layer, each in zip(layers, added, strict=True)}
 
-    def _fill(self, adapters: list[int], rows: list[Vectors]) -> None:
+    def _spread(self, rows: Sequence[Variant]) -> Tensor | None:
+        """The scales of the rows' rank dimensions, (B, W) float32 on the host; None if no row is scaled."""
+        if not any(row.scales for row in rows):
+            return None
+        width = max(blocks.width for blocks in self._blocks.values())
+        spread = torch.ones(len(rows), width, pin_memory=self._index.is_cuda)
+        for at, row in enumerate(rows):
+            if row.scales:
+                blocks = self._blocks[row.adapter]
+                spread[at, : blocks.width] = torch.tensor(blocks.spread(row.scales))
+        return spread
+
+    def _fill(self, adapters: list[int], rows: list[Vectors], scales: Tensor | None) -> None:
         """Write what the rows are into the buffers; what lies behind the rows has nothing."""
         if len(rows) > self._index.shape[1]:
             self.reserve(1 << (len(rows) - 1).bit_length())
@@ -265,7 +307,13 @@ class RowTerms:
         host = torch.full(self._index.shape, -1, dtype=torch.int32, pin_memory=self._index.is_cuda)
         host[:, : len(rows)] = torch.tensor([adapters, [slots.get(vectors, -1) for vectors in rows]], dtype=torch.int32)
         self._index.copy_(host, non_blocking=True)
-        self._choose(adapters, self._index[0])
+        if scales is not None:
+            needed = self._index.shape[1], scales.shape[1]
+            if self._scales.shape != needed:
+                self._scales = self._scales.new_ones(needed)
+                self._newest = self._newest._replace(scales=self._newest.scales + 1)
+            self._scales[: len(scales)].copy_(scales, non_blocking=True)
+        self._choose(adapters, self._index[0], None if scales is None else self._scales)
         self._added = {}
         if slots and self._slots is not None:
             layers = zip(self._slots.layers, self._slots.sums, strict=True)

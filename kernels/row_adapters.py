@@ -1,6 +1,7 @@
 """Low-rank adapters by row: each row of a batch adds the term of its own adapter to one and the same product.
 
-A row of adapter a computes W x + B_a A_a x (LoRA, arXiv 2106.09685). The factors of all adapters of one product lie one
+A row of adapter a computes W x + B_a A_a x (LoRA, arXiv 2106.09685), or W x + B_a diag(s) A_a x with scales of its own
+(the singular values of Panacea, arXiv 2402.02030). The factors of all adapters of one product lie one
 after another in two stacks, so that a batch of mixed rows needs no loop over adapters (as in Punica, arXiv 2310.18547,
 and S-LoRA, arXiv 2311.03285).
 """
@@ -67,22 +68,28 @@ class Selected(NamedTuple):
     others: Tensor | None  # (rows of the block, 1, R) bool, entries of adapters that are not the row's
     block: slice
     """the rows from the first to the last that has an adapter here"""
+    scales: Tensor | None
+    """(rows of the block, 1, R) float32; None: all 1"""
 
 
 class AdapterRows:
     """Which adapter each row of a batch has, -1 for none; made once per batch composition, for all products."""
 
-    def __init__(self, numbers: Sequence[int], index: Tensor) -> None:
+    def __init__(self, numbers: Sequence[int], index: Tensor, scales: Tensor | None = None) -> None:
         """`index` (C,) int32, C >= B: the same numbers on the device, which the Triton kernels read.
 
-        A captured CUDA graph reads `index` anew: whoever replays it for other rows writes their numbers there, and -1
-        behind them.
+        `scales` (C, W) float32, on the same device: by what the first W rank dimensions of each row's adapter are
+        multiplied; all others count once. None: no row is scaled.
+
+        A captured CUDA graph reads `index` and `scales` anew: whoever replays it for other rows writes theirs there,
+        and -1 behind their numbers.
         """
         self.count = len(numbers)
         self.index = index
+        self.scales = scales
         self._numbers = torch.tensor(numbers, dtype=torch.long)
         self._selected: dict[AdapterStacks, Selected | None] = {}
-        self._layouts: dict[tuple[int, ...], tuple[slice, Tensor | None]] = {}
+        self._layouts: dict[tuple[int, ...], tuple[slice, Tensor | None, Tensor | None]] = {}
 
     def select(self, stacks: AdapterStacks) -> Selected | None:
         """What these rows add to the product of `stacks`; products of one layout share block and mask."""
@@ -101,9 +108,21 @@ class AdapterRows:
             mine = torch.isin(rows, torch.tensor(owners)).nonzero()[:, 0]
             block = slice(int(mine[0]), int(mine[-1]) + 1)
             others = rows[block, None, None] != torch.tensor(owners)  # (rows of the block, 1, R)
-            self._layouts[owners] = block, others.to(stacks.down.device) if others.any() else None
-        block, mask = self._layouts[owners]
-        return Selected(stacks.down[start:stop], stacks.up[start:stop], mask, block)
+            mask = others.to(stacks.down.device) if others.any() else None
+            self._layouts[owners] = block, mask, self._spread(block, owners)
+        block, mask, scales = self._layouts[owners]
+        return Selected(stacks.down[start:stop], stacks.up[start:stop], mask, block, scales)
+
+    def _spread(self, block: slice, owners: Sequence[int]) -> Tensor | None:
+        """The scales of a block's rows, (rows, 1, R), for rank dimensions that lie as `owners` has them."""
+        if self.scales is None:
+            return None
+        starts = {owner: at for at, owner in reversed(list(enumerate(owners)))}
+        entries = torch.tensor([at - starts[owner] for at, owner in enumerate(owners)])  # (R,)
+        scaled = (entries < self.scales.shape[1]).nonzero()[:, 0]
+        spread = self.scales.new_ones(block.stop - block.start, 1, len(owners))
+        spread[:, 0, scaled] = self.scales[block][:, entries[scaled]]
+        return spread
 
 
 def tokens_per_row(x: Tensor, rows: AdapterRows) -> int:
@@ -119,12 +138,15 @@ def reference_row_adapters(y: Tensor, x: Tensor, stacks: AdapterStacks, rows: Ad
     spread = tokens_per_row(x, rows)
     out = y.double()
     numbers = rows.index.tolist()
+    scales = [] if rows.scales is None else rows.scales.double().tolist()
     for i in range(x.shape[0]):
         number = numbers[i // spread] if i // spread < len(numbers) else -1
         if number in stacks.spans:
             first, last = stacks.spans[number]
-            delta = stacks.up[first:last].double().t() @ stacks.down[first:last].double()  # (out, in)
-            out[i] += x[i].double() @ delta.t()
+            down = stacks.down[first:last].double()
+            for entry, scale in enumerate(scales[i // spread][: last - first] if scales else ()):
+                down[entry] *= scale
+            out[i] += x[i].double() @ (stacks.up[first:last].double().t() @ down).t()
     return out
 
 
@@ -144,12 +166,15 @@ def add_row_adapters(
     wide = y.to(stacks.up.dtype)
     if selected is None:
         return wide
-    down, up, others, block = selected
+    down, up, others, block, scales = selected
     spread = tokens_per_row(x, rows)
     block = slice(block.start * spread, block.stop * spread)
     low = functional.linear(x[block].to(down.dtype), down)  # (..., R)
     if others is not None:
         count = min(len(low) // spread, len(others))
         low[: count * spread].view(count, -1, len(down)).masked_fill_(others[:count], 0)
+    if scales is not None:
+        count = min(len(low) // spread, len(scales))
+        low[: count * spread].view(count, -1, len(down)).mul_(scales[:count])
     wide[block].view(-1, up.shape[1]).addmm_(low.view(-1, len(down)), up)
     return wide

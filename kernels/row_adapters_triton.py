@@ -71,11 +71,14 @@ def expand_add(
     up,  # (R, outer)
     starts,  # (A + 1,) int32
     index,  # (rows,) int32
+    scales,  # (rows, scaled) float32, read if SCALED
     tokens,
     rows,
     per_row,
     outer,
     width,
+    scaled,
+    SCALED: tl.constexpr,
     SPLITS: tl.constexpr,
     RANK_TILES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -100,6 +103,10 @@ def expand_add(
                 for split in range(SPLITS):
                     place = (split * tokens + token).to(tl.int64)[:, None] * width + entry[None, :]
                     factor += tl.load(low + place, mask=mine[:, None] & ranked[None, :], other=0.0)
+                if SCALED:
+                    place = (token // per_row)[:, None] * scaled + entry[None, :]
+                    within = mine[:, None] & (ranked & (entry < scaled))[None, :]
+                    factor *= tl.load(scales + place, mask=within, other=1.0)
                 rows_up = up + (first + entry).to(tl.int64)[:, None] * outer
                 wide = tl.load(rows_up + column[None, :], mask=ranked[:, None] & inside[None, :], other=0.0)
                 total = tl.dot(factor, wide.to(tl.float32), total, input_precision=PRECISION)
@@ -160,11 +167,14 @@ def add_row_adapters_triton(y: Tensor, x: Tensor, stacks: AdapterStacks, rows: A
         stacks.up,
         stacks.starts,
         rows.index,
+        low if rows.scales is None else rows.scales,
         tokens,
         len(rows.index),
         per_row,
         outer,
         stacks.width,
+        0 if rows.scales is None else rows.scales.shape[1],
+        SCALED=rows.scales is not None,
         SPLITS=splits,
         RANK_TILES=triton.cdiv(stacks.width, block_r),
         PRECISION=precision,

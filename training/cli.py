@@ -18,6 +18,7 @@ from trimtab.training.errors import TrainingError
 from trimtab.training.options import (
     ArmOptions,
     ExpertOptions,
+    PanaceaOptions,
     PreferenceOptions,
     RewardOptions,
     Source,
@@ -32,6 +33,7 @@ KINDS: Final[tuple[type[Source], ...]] = (
     ExpertOptions,
     VectorOptions,
     PreferenceOptions,
+    PanaceaOptions,
 )
 
 app = typer.Typer(

@@ -158,8 +158,12 @@ def numbered(indices: Iterable[int]) -> str:
 
 
 def digest(path: Path) -> str:
-    """Return 16 hex digits of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    """Return 16 hex digits of a file's content, or of a folder's files with their names."""
+    if path.is_dir():
+        told = b"".join(file.name.encode() + file.read_bytes() for file in sorted(path.iterdir()) if file.is_file())
+    else:
+        told = path.read_bytes()
+    return hashlib.sha256(told).hexdigest()[:16]
 
 
 def _messages(turns: Sequence[_Turn]) -> tuple[Message, ...]:

@@ -31,7 +31,10 @@ class Task(Protocol):
         ...
 
     def loss(self, batch: Sequence[int]) -> Tensor:
-        """Return the mean loss of training examples, with its graph."""
+        """Return the mean loss of training examples, with its graph.
+
+        What it draws from torch's generator depends on the schedule's seed and the step alone.
+        """
         ...
 
     def evaluate(self) -> dict[str, float]:
@@ -92,6 +95,7 @@ def fit(task: Task, schedule: Schedule, folder: Path, *, run: Mapping[str, Any],
             epoch, at = divmod(progress.step, each)
             for batch in schedule.batches(lengths, epoch)[at:]:
                 optimizer.param_groups[0]["lr"] = schedule.rate(progress.step, steps)
+                torch.manual_seed(schedule.seed * 1_000_003 + progress.step)
                 progress.total += _step(task, batch, optimizer, parameters, schedule.clip, progress.step)
                 progress.step += 1
                 bar.update()

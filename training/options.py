@@ -152,4 +152,20 @@ class PreferenceOptions(Run):
     schedule: Schedule = Schedule(epochs=30, batch=16, lr=1e-2, weight_decay=0.1)
 
 
-AnyOptions = RewardOptions | ValueOptions | ArmOptions | ExpertOptions | VectorOptions | PreferenceOptions
+class PanaceaOptions(Run):
+    """Fit an adapter whose blocks a preference over attributes scales, for panacea."""
+
+    kind: Literal["panacea"] = "panacea"
+    data: Path = Field(description="folder with preferences by each attribute, in a file NAME.jsonl each")
+    block: int = Field(2, ge=1, description="rank of each attribute's block; the rest of the rank is for all of them")
+    concentration: float = Field(
+        1.0, gt=0.0, description="of the Dirichlet distribution that every step's preference is drawn from"
+    )
+    beta: float = Field(0.1, gt=0.0, description="beta of DPO")
+    schedule: Schedule = Schedule(epochs=3, batch=8, lr=5e-4)
+    lora: Lora = Lora()
+
+
+AnyOptions = (
+    RewardOptions | ValueOptions | ArmOptions | ExpertOptions | VectorOptions | PreferenceOptions | PanaceaOptions
+)

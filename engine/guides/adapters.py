@@ -3,15 +3,17 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.engine.errors import ModelLoadError
+from trimtab.engine.guides.folders import BLOCKS
 from trimtab.engine.sources import safetensors_header
 from trimtab.engine.variants import find_linears
 
@@ -28,6 +30,8 @@ _MORE: Final = (  # options under which PEFT computes more than B A x
     "trainable_token_indices",
     "target_parameters",
 )
+GENERAL: Final = "general"
+"""the block of an adapter that no attribute scales"""
 _RETRAIN: Final = "train it again without, or merge it into a full model"
 
 
@@ -39,6 +43,19 @@ class LowRank:
     """path of the linear layer: A (r, in) and B (out, r) float32, B with the scaling folded in"""
     head: Tensor | None = None
     """weight of a `score` head that was trained along, (labels, D) float32"""
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    """rank dimensions by what they serve, in order: those that all preferences share as `general`, then each
+    attribute's; empty: rows take or leave the adapter as a whole"""
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """What a preference weighs; empty for an adapter without blocks."""
+        return tuple(self.blocks)[1:]
+
+    @property
+    def even(self) -> tuple[float, ...]:
+        """The scales of the blocks under a preference for all attributes alike; empty for an adapter without blocks."""
+        return (1.0, *(1 / len(self.attributes) for _ in self.attributes)) if self.blocks else ()
 
 
 def load_lora(folder: Path, model: PreTrainedModel) -> LowRank:
@@ -80,7 +97,40 @@ def load_lora(folder: Path, model: PreTrainedModel) -> LowRank:
             f"has a score head of shape {tuple(head.shape)} for hidden states of {width}",
             "pass the base it was trained on",
         )
-    return LowRank(factors, head)
+    ranks = {len(down) for down, _ in factors.values()}
+    return LowRank(factors, head, _blocks(folder, ranks))
+
+
+class _Divided(BaseModel):
+    """What preference_blocks.json says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    general: int = Field(ge=0)
+    blocks: dict[Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1)]] = Field(min_length=1)
+
+
+def _blocks(folder: Path, ranks: set[int]) -> dict[str, int]:
+    """The blocks of an adapter whose layers have these ranks, the general one first; empty if it has none."""
+    file = folder / BLOCKS
+    if not file.is_file():
+        return {}
+    try:
+        told = _Divided.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _error(
+            folder, f"has no readable {BLOCKS}", 'write it as {"general": 2, "blocks": {"brevity": 2, "candour": 2}}'
+        ) from error
+    if GENERAL in told.blocks:
+        raise _error(folder, f"has a block called {GENERAL}, which is what all preferences share", "rename it")
+    blocks = {GENERAL: told.general, **told.blocks}
+    if ranks != {sum(blocks.values())}:
+        raise _error(
+            folder,
+            f"has rank {', '.join(map(str, sorted(ranks)))} where its {BLOCKS} divides {sum(blocks.values())}",
+            "put the files of one training run together",
+        )
+    return blocks
 
 
 def _config(folder: Path) -> dict[str, Any]:

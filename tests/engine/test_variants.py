@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import pytest
 import torch
 from device import DEVICE
-from tiny import CONFIGS, VOCAB, tiny_model
-from torch import Tensor, nn
+from factors import logits, merged, prompts, random_factors, relative_error
+from tiny import CONFIGS, tiny_model
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from trimtab.engine import variants
 from trimtab.engine.guides.adapters import LowRank
@@ -24,47 +24,6 @@ from trimtab.kernels.row_vectors import reference_row_vectors
 HIDDEN, LAYERS = 48, 3
 LAYER_PATHS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
 ONE, TWO = Variant(adapter="one"), Variant(adapter="two")
-Factors = dict[str, tuple[Tensor, Tensor]]
-
-
-@torch.inference_mode()
-def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    return model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
-
-
-def prompts(rows: int, length: int = 5) -> Tensor:
-    return torch.arange(rows * length).view(rows, length) * 7 % VOCAB
-
-
-def relative_error(got: Tensor, want: Tensor) -> float:
-    return ((got.float() - want.float()).norm() / want.float().norm()).item()
-
-
-def random_factors(model: PreTrainedModel, rank: int, seed: int, only: str = "") -> Factors:
-    """A and B for every linear layer whose path contains `only`."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and only in path:
-            outer, inner = module.weight.shape
-            shapes[path] = (inner, outer) if isinstance(module, Conv1D) else (outer, inner)
-    return {
-        path: (
-            torch.randn(rank, inner, generator=generator) * 0.2,
-            torch.randn(outer, rank, generator=generator) * 0.2,
-        )
-        for path, (outer, inner) in shapes.items()
-    }
-
-
-def merged(model: PreTrainedModel, factors: Factors, scale: float = 1.0) -> PreTrainedModel:
-    """A copy with W + scale B A in place of W."""
-    changed = copy.deepcopy(model)
-    for path, (down, up) in factors.items():
-        module = changed.get_submodule(path)
-        delta = (scale * up.double() @ down.double()).float()
-        module.weight += delta.t() if isinstance(module, Conv1D) else delta
-    return changed
 
 
 def linear_paths(architecture: str) -> str:
@@ -331,15 +290,15 @@ def test_the_signature_changes_with_what_is_launched() -> None:
         assert terms.signature is not None
         return terms.signature
 
-    assert signature(PLAIN, PLAIN) == (0, 0)
+    assert signature(PLAIN, PLAIN) == Signature()
     adapters, vectors = signature(ONE, PLAIN), signature(PLAIN, CALM)
     assert adapters.adapters > 0 == adapters.vectors
     assert vectors.vectors > 0 == vectors.adapters
     assert signature(PLAIN, TWO, ONE) == adapters
     assert signature(TERSE) == vectors
-    assert signature(BOTH) == signature(ONE, CALM) == (adapters.adapters, vectors.vectors)
+    assert signature(BOTH) == signature(ONE, CALM) == Signature(adapters.adapters, vectors.vectors)
     terms.add_adapter("three", LowRank(random_factors(model, 2, 2, only="o_proj")))
-    assert terms.signature == (0, 0)
+    assert terms.signature == Signature()
     more = signature(ONE)
     assert more.adapters > adapters.adapters
     assert signature(CALM) == vectors
@@ -348,7 +307,7 @@ def test_the_signature_changes_with_what_is_launched() -> None:
     assert signature(ONE) == more
     longer = signature(*[ONE] * 7)  # more than was reserved
     assert longer.adapters > more.adapters
-    assert signature(*[PLAIN] * 9) == (0, 0)
+    assert signature(*[PLAIN] * 9) == Signature()
 
 
 def test_combinations_of_vectors_come_and_go() -> None:
@@ -382,6 +341,7 @@ def test_without_triton_only_plain_rows_can_be_captured() -> None:
     model = tiny_model("llama")
     terms = RowTerms(model, "torch")
     load(terms, model, "v_proj")
-    for rows, signature in (([PLAIN], (0, 0)), ([ONE], None), ([PLAIN, CALM], None), ([PLAIN, PLAIN], (0, 0))):
+    none = Signature()
+    for rows, signature in (([PLAIN], none), ([ONE], None), ([PLAIN, CALM], None), ([PLAIN, PLAIN], none)):
         terms.begin(rows)
         assert terms.signature == signature

@@ -148,6 +148,67 @@ def test_nothing_to_add(backend: Backend) -> None:
     assert add_row_adapters(y[:0], x[:0], stacks, rows_of([], 4), backend).shape == (0, 1, 30)
 
 
+def scaled_rows(numbers: Sequence[int], scales: Sequence[Sequence[float]], capacity: int = 0) -> AdapterRows:
+    """Rows with scales of their own, over buffers that are longer than they are."""
+    plain, spare = rows_of(numbers, capacity), max(0, capacity - len(numbers))
+    told = torch.tensor([*scales, *[[torch.nan] * len(scales[0])] * spare], device=DEVICE)
+    return AdapterRows(numbers, plain.index, told)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_rows_scale_their_rank_dimensions(dtype: torch.dtype, backend: Backend) -> None:
+    stacks = stacked({0: 3, 1: 20, 3: 4}, dtype=dtype)  # the scales reach beyond the first one's rank, not the second's
+    scales = [[1.0, 0.7, 0.0, 2.0], [9.0] * 4, [0.3, -1.0, 1.0, 5.0], [1.0] * 4, [0.0] * 4, [0.0, 0.0, 1.0, 0.25]]
+    numbers = [1, -1, 0, 1, 3, 3]
+    rows = scaled_rows(numbers, scales, capacity=9)
+    y, x = normal(6, 1, OUTER, seed=7, dtype=dtype), normal(6, 1, INNER, seed=8, dtype=dtype)
+    got = check(y, x, stacks, rows, backend)
+    plain = add_row_adapters(y.clone(), x, stacks, rows_of(numbers), backend)
+    assert torch.equal(got[[1, 4]], y[[1, 4]])  # no adapter, and one that counts nothing
+    assert torch.equal(got[3], plain[3])  # every dimension counts once
+    assert all((got[row] != plain[row]).float().mean() > 0.9 for row in (0, 2, 5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scaled_rows_equal_scaled_factors(backend: Backend) -> None:
+    down, up = normal(4, INNER, seed=1), normal(4, 30, seed=2)
+    scales = [[1.0, 0.5, 0.0, -2.0], [0.25, 3.0, 1.0, 1.0]]
+    stacks, merged = AdapterStacks(INNER, 30, torch.float32, DEVICE), AdapterStacks(INNER, 30, torch.float32, DEVICE)
+    stacks.add(0, down, up)
+    for number, each in enumerate(scales):
+        merged.add(number, down * torch.tensor(each, device=DEVICE)[:, None], up)
+    y, x = normal(2, 3, 30, seed=7), normal(2, 3, INNER, seed=8)
+    got = add_row_adapters(y.clone(), x, stacks, scaled_rows([0, 0], scales), backend)
+    torch.testing.assert_close(got, add_row_adapters(y.clone(), x, merged, rows_of([0, 1]), backend))
+    flat = scaled_rows([0, 0], scales)
+    check(y.flatten(0, 1), x.flatten(0, 1), stacks, flat, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scaled_rows_do_not_depend_on_their_neighbours(backend: Backend) -> None:
+    stacks = stacked({0: 4, 1: 4}, outer=30)
+    y, x = normal(3, 1, 30, seed=7), normal(3, 1, INNER, seed=8)
+    calm = scaled_rows([0, 1, -1], [[0.5] * 4, [1.0] * 4, [1.0] * 4])
+    alone = add_row_adapters(y.clone(), x, stacks, calm, backend)
+    x[1], y[2] = torch.nan, torch.inf
+    loud = scaled_rows([0, 1, -1], [[0.5] * 4, [torch.inf] * 4, [torch.nan] * 4])
+    got = add_row_adapters(y.clone(), x, stacks, loud, backend)
+    torch.testing.assert_close(got[0], alone[0])
+    assert torch.equal(got[2], y[2])
+
+
+def test_a_launch_reads_what_the_scales_hold_now() -> None:
+    stacks, index = stacked({0: 4, 1: 9}, outer=30), torch.empty(4, dtype=torch.int32, device=DEVICE)
+    plan = AdapterRows([0, 0, 0, 0], index, torch.empty(4, 6, device=DEVICE))
+    y, x = normal(4, 1, 30, seed=7), normal(4, 1, INNER, seed=8)
+    assert plan.scales is not None
+    for seed, numbers in enumerate(([1, -1, 0, 1], [-1, -1, -1, -1], [0, 1, 1, -1])):
+        index.copy_(torch.tensor(numbers))
+        plan.scales.copy_(normal(4, 6, seed=seed))
+        check(y, x, stacks, plan, "triton")
+
+
 def test_stacks_refuse_what_does_not_fit() -> None:
     stacks = stacked({0: 4, 2: 3})
     for number, rank in ((1, 4), (2, 4), (3, 5)):

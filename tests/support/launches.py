@@ -127,7 +127,7 @@ def finish(k: int, *, base_best: bool = False, **sampling: float) -> Callable[[]
 
 
 def adapters(
-    tokens: int, rank: int, inner: int = 4096, outer: int = 4096, dtype: torch.dtype = BF16
+    tokens: int, rank: int, inner: int = 4096, outer: int = 4096, dtype: torch.dtype = BF16, *, scaled: bool = False
 ) -> Callable[[], object]:
     """Two adapters of one product, for a decode step or a prompt of `tokens`."""
 
@@ -137,7 +137,9 @@ def adapters(
             stacks.add(number, torch.zeros(rank, inner, dtype=dtype), torch.zeros(rank, outer, dtype=dtype))
         numbers = [0] * tokens
         x, y = (torch.zeros(tokens, size, dtype=dtype) for size in (inner, outer))
-        return add_row_adapters(y, x, stacks, AdapterRows(numbers, torch.zeros(tokens, dtype=torch.int32)), "triton")
+        scales = torch.ones(tokens, rank) if scaled else None
+        rows = AdapterRows(numbers, torch.zeros(tokens, dtype=torch.int32), scales)
+        return add_row_adapters(y, x, stacks, rows, "triton")
 
     return run
 
@@ -216,6 +218,8 @@ LAUNCHES: dict[str, Launch] = {
     "adapters, bf16, one row": Launch(adapters(1, 16)),
     "adapters, bf16, 64 rows": Launch(adapters(64, 64)),
     "adapters, bf16, prompt": Launch(adapters(512, 16)),
+    "adapters, bf16, scaled": Launch(adapters(64, 64, scaled=True)),
+    "adapters, fp32, scaled": Launch(adapters(8, 6, 576, 1536, FP32, scaled=True)),
     "adapters, fp32, rank 128": Launch(adapters(8, 128, 576, 1536, FP32)),
     "attention, 8B, one row": Launch(attention((1, 32, 1, 128), 8, splits=16)),
     "attention, 8B, 64 rows": Launch(attention((64, 32, 1, 128), 8, splits=1)),

@@ -19,6 +19,7 @@ def busy(scale: int = 1) -> EngineStats:
         pages_total=100,
         pages_used=25,
         pages_cached=10,
+        pages_pinned=3,
         prefix_queries=90,
         prefix_hits=30,
         prompt_tokens=80,
@@ -36,9 +37,21 @@ def busy(scale: int = 1) -> EngineStats:
     return stats
 
 
+class Kept:
+    """A store of three norms that was asked once."""
+
+    def __init__(self) -> None:
+        self.retrieval = Tally(SECONDS)
+        self.retrieval.add(0.004)
+        self.retrieved = 2
+
+    def __len__(self) -> int:
+        return 3
+
+
 def answered(reason: str = "finished") -> Result:
     """A result of one steered choice out of two candidates."""
-    steering = Steering(2, 0.1, 0.05, -1.0, -0.9, intervention_rate=0.5)
+    steering = Steering(2, 0.1, 0.05, -1.0, -0.9, 0.5, branching_factor=2.0, branching_factor_base=3.0)
     candidates = (Candidate("a", 2, "stop", 1.0, 0), Candidate("b", 3, "length", 0.5, None))
     usage = Usage(2, 0, 2, {"base": 7}, {"base": 3}, {"queue": 20.0, "total": 90.0})
     return Result((Choice("a", (1, 2), "stop", None, None, steering),), candidates, usage, 1, reason)
@@ -47,7 +60,7 @@ def answered(reason: str = "finished") -> Result:
 def measured() -> Metrics:
     """Every method of the metrics was called."""
     engines = {"base": busy(), "other": busy(2)}
-    metrics = Metrics(lambda: engines)
+    metrics = Metrics(lambda: engines, Kept())
     timer = metrics.start("base", "best_of_n")
     for second in (1, 2):
         timer.observe(Delta(0, "a", (1,), None), timer.started + second)

@@ -6,6 +6,7 @@ the row, so a page that is shared, copied, trimmed or evicted wrongly changes an
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,15 +20,17 @@ from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import Draft, PromptView
 from trimtab.engine.alignment import Translation
 from trimtab.engine.engine import Engine
+from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.grammar import Grammar, Grammars
 from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, PreferenceGuide, ScorerGuide, VectorGuide
 from trimtab.engine.guides.heads import ValueHead
 from trimtab.engine.guides.preference import PreferenceHead
-from trimtab.engine.job import Opening, Request
 from trimtab.engine.lm_head import Edit
 from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool, PageTable
-from trimtab.engine.plan import BASE, LanePlan, SteerPlan
+from trimtab.engine.plan import BASE, LanePlan, SteerPlan, Variant
+from trimtab.engine.program import Conversation
+from trimtab.engine.request import Opening, Request
 from trimtab.engine.results import Delta, EngineStats, Event, Failure, Result
 from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.runner import Chunk, Decoded
@@ -78,6 +81,8 @@ class ToyRunner:
         self.features = features or logits
         self.vectors: dict[str, np.ndarray] = {}
         """control vectors, added to the logits"""
+        self.adapters: dict[str, list[np.ndarray]] = {}
+        """what each block of an adapter adds to the logits"""
         self.vocab_size = len(logits([0]))
         self.device = torch.device("cpu")
         self.widths: list[int] = []
@@ -99,6 +104,9 @@ class ToyRunner:
         rows, hidden = [], []
         for chunk in chunks:
             shift = sum(coeff * self.vectors[name] for name, coeff in chunk.variant.vectors)
+            if chunk.variant.adapter is not None:
+                blocks = self.adapters[chunk.variant.adapter]
+                shift = shift + sum(s * block for s, block in zip(chunk.variant.scales, blocks, strict=True))
             for count in range(1, len(chunk.tokens) + 1):
                 prefix = self._prefix(chunk.table, chunk.table.length + count)
                 if prefix not in self._memo:
@@ -223,6 +231,12 @@ class Toy:
         self.runner.vectors[name] = direction
         self.guides[name] = VectorGuide(name, {0: torch.from_numpy(direction)})
 
+    def add_adapter(self, name: str, general: np.ndarray, blocks: Mapping[str, np.ndarray]) -> None:
+        """An adapter with a block for each attribute, all (V,), added to the base's logits."""
+        self.runner.adapters[name] = [general, *blocks.values()]
+        even = Variant(adapter=name, scales=(1.0, *(1 / len(blocks) for _ in blocks)))
+        self.guides[name] = LanguageGuide(name, self.base, even, self._identity(), attributes=tuple(blocks))
+
     def plan(self, prompt: Sequence[int], sampling: SamplingParams, spec: DecodingSpec) -> SteerPlan:
         """The request's plan; every guide reads the prompt as `seen` through its view."""
         draft = Draft(self.guides, lambda name, view: array("q", seen(prompt, view)), self.runner.vocab_size)
@@ -252,6 +266,7 @@ class Toy:
         n: int = 1,
         decoding: Mapping[str, object] | None = None,
         salt: bytes = b"",
+        pinned: int = 0,
         messages: tuple[Message, ...] = (),
         progress: bool = False,
         priority: int = 0,
@@ -269,15 +284,20 @@ class Toy:
         rows = spec.program.rows(n)
         self.events[handle] = []
 
-        def opener(messages: Sequence[Message], model: str) -> Opening:
+        def opener(conversation: Conversation) -> Opening:
             """Another conversation, spelled by the bytes of its messages under the toys' template."""
+            model, messages = conversation.model, conversation.messages
             text = "".join(f"<{message['role']}>{message['content']}\n" for message in messages) + "<assistant>"
             other = array("q", self.vocabulary.encode(text))
-            stream = TextStream(self.vocabulary, stop=sampling.stop)
+            stream = TextStream(self.vocabulary, stop=() if conversation.helper else sampling.stop)
+            longest = self.models[model].context_length
+            limit = longest if conversation.helper else len(other) + max_tokens
+            if len(other) >= longest:
+                raise InvalidRequest("too long")
             if model == BASE:
-                return Opening(other, self.plan(other, sampling, spec), stream, len(other) + max_tokens)
+                return Opening(other, self.plan(other, sampling, spec), stream, limit)
             plan = SteerPlan(sampling, sampling.seed or 0, self._eos)
-            return Opening(other, plan, stream, len(other) + max_tokens, LanePlan(model, model, other))
+            return Opening(other, plan, stream, limit, LanePlan(model, model, other))
 
         self.engine.submit(
             Request(
@@ -285,7 +305,7 @@ class Toy:
                 deliver=self._deliver,
                 prompt=array("q", prompt),
                 messages=messages,
-                program=spec.program,
+                program=replace(spec.program, told=tuple({} for _ in spec.prompt_parts)),
                 plan=self.plan(prompt, sampling, spec),
                 text=TextStream(self.vocabulary, stop=sampling.stop),
                 choices=n,
@@ -295,6 +315,7 @@ class Toy:
                 progress=progress,
                 opener=opener,
                 salt=salt,
+                pinned=pinned,
                 strategy=spec.strategy,
                 priority=priority,
                 prompt_logprobs=prompt_logprobs,

@@ -33,6 +33,7 @@ BASES: dict[str, dict[str, Any]] = {
     "cfg": {},
     "re_control": {"value": "h", "lr": 0.1},
     "control_vector": {"vector": "c"},
+    "panacea": {"guide": "p", "preference": {"x": 0.75, "y": 0.25}},
     "mixture": {"weights": {"a": 0.5}},
     "candidates": {"top_k": 3},
     "value": {"guide": "q"},
@@ -61,11 +62,13 @@ HEADS = {  # a head of the whole vocabulary, and one with a hidden layer and one
     "h": [np.random.default_rng(6).normal(size=shape).astype("f") for shape in ((7, V), (1, 7))],
     "h2": [np.random.default_rng(9).normal(size=shape).astype("f") for shape in ((7, V), (1, 7))],
 }
+BLOCKS = {name: np.random.default_rng(seed).normal(size=(3, V)) for name, seed in (("p", 11), ("p2", 12))}
+"""of adapters: what is added under every preference, and for the attributes x and y"""
 VECTORS = {"c": np.random.default_rng(7).normal(size=V), "c2": np.random.default_rng(10).normal(size=V)}
 
 
 def zoo(**options: Any) -> Toy:
-    """The base with two language models, two scorers, value heads of both widths and two control vectors."""
+    """The base with two language models, scorers, value heads of both widths, control vectors and scaled adapters."""
     toy = Toy(BASE, eos=EOS, **options)
     for name, table in LMS.items():
         toy.add_lm(name, table)
@@ -75,6 +78,8 @@ def zoo(**options: Any) -> Toy:
         toy.add_head(name, ValueHead([torch.from_numpy(w) for w in weights], [torch.zeros(len(w)) for w in weights]))
     for name, direction in VECTORS.items():
         toy.add_vector(name, direction)
+    for name, (general, x, y) in BLOCKS.items():
+        toy.add_adapter(name, general, {"x": x, "y": y})
     return toy
 
 

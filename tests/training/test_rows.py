@@ -9,7 +9,7 @@ from toy import byte_tokenizer
 
 from trimtab.engine.loading import load_causal_lm
 from trimtab.engine.vocabulary import Vocabulary
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 from trimtab.training.errors import DataError
 from trimtab.training.rows import answer_row, closing_id
 
