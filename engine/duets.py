@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.special import entr
 
 from trimtab.engine.duet import Look, Spoken
 from trimtab.engine.errors import GuideError
@@ -36,10 +37,10 @@ class Duets:
         self._send = send
         self._fail = fail
 
-    def listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> float | None:
+    def listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> Measure | None:
         """Let a duet judge what the base has just read.
 
-        The base's top log-probability where it draws a token now; None where it does not.
+        The measure of the base's most likely token where it draws one now; None where it does not.
         """
         duet, lane = sequence.duet, sequence.base
         assert duet is not None
@@ -61,8 +62,11 @@ class Duets:
         self.settle(job, sequence)
         if verdict.draw is None or sequence not in job.targets:
             return None
-        outputs.choose(lane, max(first, 0) + verdict.draw)
-        return math.log(rows[verdict.draw].top_p)
+        row = max(first, 0) + verdict.draw
+        outputs.choose(lane, row)
+        entropy = entr(read[row].float().softmax(dim=0)).sum().item()
+        logprob = math.log(rows[verdict.draw].top_p)
+        return Measure(logprob, logprob, kl=0.0, changed=False, base_entropy=entropy, entropy=entropy)
 
     def draft(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs, sampler: Sampler) -> None:
         """Draw the other voice's next token of each sequence."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -33,12 +35,13 @@ log = logging.getLogger(__name__)
 
 _SAMPLES: Final = 64  # spots of each weight file that enter the fingerprint
 _LONG_LOAD: Final = 2 << 30  # bytes of weights from which a progress bar is worth its line
+_POOLER: Final = "pooler."  # a layer for classification, which vectors of texts are read in front of
 _ATTENTION: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A frozen model in evaluation mode; every field is filled by `load_causal_lm` or `load_classifier`."""
+    """A frozen model in evaluation mode; every field is filled by the function that loads it."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -94,6 +97,29 @@ def load_classifier(
     return _loaded(model, source, folder, trust_remote_code, _positions(model, source))
 
 
+def load_encoder(
+    source: str,
+    folder: Path,
+    *,
+    dtype: DType = "auto",
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load an encoder or a decoder without its head from `folder`, to which `source` was resolved.
+
+    Raises ModelLoadError for checkpoints that lack weights, encoder-decoders and models with recurrent state.
+    """
+    config = _config(source, folder, trust_remote_code)
+    _refuse_unsupported(source, config, MODEL_MAPPING)
+    model = _weights(AutoModel, source, folder, dtype, device, trust_remote_code, unread=_POOLER)
+    return _loaded(model, source, folder, trust_remote_code, _positions(model, source))
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Whether tokens of such a model see those before them alone."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_decoder", None) is not False
+
+
 def fingerprint(folder: Path) -> str:
     """Return 16 hex digits over config, tensor names and shapes, and samples spread over the weights."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -130,7 +156,14 @@ def _refuse_unsupported(source: str, config: PreTrainedConfig, classes: Any) -> 
 
 
 def _weights(
-    auto: Any, source: str, folder: Path, dtype: DType, device: str | torch.device, trust_remote_code: bool
+    auto: Any,
+    source: str,
+    folder: Path,
+    dtype: DType,
+    device: str | torch.device,
+    trust_remote_code: bool,
+    *,
+    unread: str | None = None,
 ) -> PreTrainedModel:
     long = sum(file.stat().st_size for file in check_folder(folder)) >= _LONG_LOAD
     with _one_line_errors(source), _progress(long and sys.stderr.isatty()):
@@ -142,7 +175,7 @@ def _weights(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(key for key in report["missing_keys"] if unread is None or not key.startswith(unread)):
         raise ModelLoadError(
             f"model {source!r} lacks the weights {', '.join(missing[:3])} of a {type(model).__name__}: "
             "pass a checkpoint that was trained with this head"

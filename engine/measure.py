@@ -1,8 +1,8 @@
 """How far an answer is from what the base model alone would have said."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import fsum, isnan
+from math import exp, fsum, isnan, nan
 
 from trimtab.engine.results import Steering
 
@@ -21,8 +21,10 @@ class Measure:
     """
     changed: bool
     """another model wrote it or, without a gate, steering changed the most likely token"""
-    base_entropy: float = 0.0
-    """of the base's distribution at its position; 0 where the base was not asked"""
+    base_entropy: float = nan
+    """of the base's distribution at its position, or of the model's that speaks in its place; NaN: not computed"""
+    entropy: float = nan
+    """of the distribution that it was drawn from; NaN for a word that another model said"""
 
 
 def summarise(measures: Sequence[Measure], *, against_base: bool) -> Steering:
@@ -38,4 +40,12 @@ def summarise(measures: Sequence[Measure], *, against_base: bool) -> Steering:
         logprob_base=fsum(each.base_logprob for each in measures) if against_base else None,
         logprob_steered=fsum(each.logprob for each in measures),
         intervention_rate=sum(each.changed for each in measures) / count if known else None,
+        branching_factor=_branching(each.entropy for each in measures),
+        branching_factor_base=_branching(each.base_entropy for each in measures) if known else None,
     )
+
+
+def _branching(entropies: Iterable[float]) -> float | None:
+    """exp of the mean of the known entropies, nats; None if none is known."""
+    known = [each for each in entropies if not isnan(each)]
+    return exp(fsum(known) / len(known)) if known else None

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from trimtab.engine.dtype import DType
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.guides.build import brings_model
-from trimtab.engine.guides.config import LanguageConfig
+from trimtab.engine.guides.config import EmbeddingConfig, LanguageConfig
 from trimtab.engine.guides.folders import locate
 from trimtab.engine.plan import BASE
 from trimtab.engine.rewards.program import Program
@@ -145,7 +145,10 @@ def survey(settings: EngineSettings) -> list[Footprint]:
     for name, config in settings.guides.items():
         if isinstance(config, Program):
             continue
-        if brings_model(config):
+        if isinstance(config, EmbeddingConfig):
+            place, most = resolve(config.model, remote_code=remote), config.max_batch_tokens
+            found.append(footprint(name, place, config.dtype, tokens=most, scores=True, remote_code=remote))
+        elif brings_model(config):
             batch = tokens if isinstance(config, LanguageConfig) else max(tokens, config.max_batch_tokens)
             found.append(
                 footprint(

@@ -56,6 +56,12 @@ class Steering:
     logprob_steered: float | None
     intervention_rate: float | None
     """share of tokens that another model spoke or, without a gate, of positions whose top token steering changed"""
+    branching_factor: float | None
+    """exp of the mean entropy of the distributions that the tokens were drawn from (Yang & Holtzman, arXiv 2506.17871):
+    how many equally likely tokens a draw chose among; the words of another tokenizer's model are left out, and None
+    where nothing else was said"""
+    branching_factor_base: float | None
+    """the same of the base's own distributions at those positions; None where they were not computed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +198,8 @@ class EngineStats:
     """pages that a live sequence refers to"""
     pages_cached: int = 0
     """pages kept only because a later prompt may share them"""
+    pages_pinned: int = 0
+    """stored pages of constant prefixes, which are given up last"""
     prefix_queries: int = 0
     """prompt tokens looked up in the prefix cache"""
     prefix_hits: int = 0

@@ -195,10 +195,11 @@ class Sampler:
         token = torch.tensor(ids, device=reference.device)
         base = base_at(reference, token[:, None], backend=self._backend)
         logprobs, changed = base.logprobs[:, 0].tolist(), (base.best != token).tolist()
+        entropies = base.entropy.tolist()
         batch = _Batch(rows, self._guides, reference.device, self._backend, searched=True)
         reports = batch.reports(ids, logprobs, reference) if batch.reporting else {}
         return [
-            Drawn(each, reports.get(i), Measure(0.0, logprob, -logprob, changed[i]))
+            Drawn(each, reports.get(i), Measure(0.0, logprob, -logprob, changed[i], entropies[i], 0.0))
             for i, (each, logprob) in enumerate(zip(ids, logprobs, strict=True))
         ]
 
@@ -296,11 +297,11 @@ class _Batch:
         ids: list[int] = out.token.tolist()
         measures: dict[int, Measure] = {}
         if self._measured is not None:
-            columns = (out.logprob, out.base_logprob, out.kl, out.changed, out.base_entropy)
+            columns = (out.logprob, out.base_logprob, out.kl, out.changed, out.base_entropy, out.entropy)
             told = list(zip(*(column.tolist() for column in columns), strict=True))
             for row in self._tallied:
-                _, base_logprob, *_, entropy = told[row]
-                unsteered = Measure(base_logprob, base_logprob, 0.0, False, entropy)
+                _, base_logprob, _, _, entropy, _ = told[row]
+                unsteered = Measure(base_logprob, base_logprob, 0.0, False, entropy, entropy)
                 measures[row] = Measure(*told[row]) if self._shaped else unsteered
         reports: dict[int, TokenLogprob] = {}
         if self.reporting:
@@ -342,7 +343,7 @@ class _Batch:
             tops.append(
                 [tuple(zip(row, top, strict=True)) for row, top in zip(best.tolist(), values.tolist(), strict=True)]
             )
-        entropies, traces = out.entropy.tolist(), {}
+        traces: dict[int, TokenTrace] = {}
         for row, before, after in zip(self._traced, *tops, strict=True):
             seen, plan = measures[row], self.rows[row].plan
             given = tuple((name, known.get(ids[row])) for name, known in scores.values.get(row, {}).items())
@@ -352,7 +353,7 @@ class _Batch:
                 source,
                 seen.base_logprob,
                 seen.logprob,
-                entropies[row],
+                seen.entropy,
                 seen.base_entropy,
                 seen.kl,
                 given,

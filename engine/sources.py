@@ -132,8 +132,9 @@ def _from_hub(source: str, remote_code: bool) -> Path:
                 repo,
                 revision=revision,
                 allow_patterns=[*patterns, "*.py"] if remote_code else patterns,
-                # folders repeat the weights in other formats, `consolidated` in Mistral's own
-                ignore_patterns=["*/*", "consolidated*"],
+                # folders repeat the weights in other formats, `consolidated` in Mistral's own; sentence-transformers
+                # tells in 1_Pooling how it pools
+                ignore_patterns=["[!1-9]*/*", "*/*.safetensors", "consolidated*"],
             )
         )
     except GatedRepoError as error:

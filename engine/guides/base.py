@@ -7,13 +7,14 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from trimtab.engine.alignment import Translation
+from trimtab.engine.guides.embedding import TextEncoder
 from trimtab.engine.guides.heads import ValueHead
 from trimtab.engine.guides.preference import PreferenceHead
 from trimtab.engine.model import Model
 from trimtab.engine.plan import PLAIN, Variant
 from trimtab.engine.vocabulary import Vocabulary
 
-Role = Literal["lm", "reward", "value", "vector", "preference", "program"]
+Role = Literal["lm", "reward", "value", "vector", "preference", "embedding", "program"]
 
 
 class Head(Protocol):
@@ -37,6 +38,8 @@ class LanguageGuide:
     role: Role = "lm"
     own_vocabulary: Vocabulary | None = None
     """under a chat template of its own, for an adapter that brings one"""
+    attributes: tuple[str, ...] = ()
+    """what a preference weighs, for an adapter with a block for each; without a preference all count evenly"""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -92,6 +95,15 @@ class PreferenceGuide:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class EmbeddingGuide:
+    """Vectors of texts, for searching among them; it steers nothing by itself."""
+
+    name: str
+    encoder: TextEncoder
+    role: Role = "embedding"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class TextGuide:
     """A reward of whole answers alone: a Python program, or a classifier that cannot read token by token."""
 
@@ -99,4 +111,4 @@ class TextGuide:
     role: Role
 
 
-Guide = LanguageGuide | ScorerGuide | HeadGuide | VectorGuide | PreferenceGuide | TextGuide
+Guide = LanguageGuide | ScorerGuide | HeadGuide | VectorGuide | PreferenceGuide | EmbeddingGuide | TextGuide

@@ -15,6 +15,7 @@ from trimtab.engine.alignment import Translation
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.guides.adapters import load_lora
 from trimtab.engine.guides.base import (
+    EmbeddingGuide,
     Guide,
     HeadGuide,
     LanguageGuide,
@@ -25,6 +26,7 @@ from trimtab.engine.guides.base import (
 )
 from trimtab.engine.guides.card import BaseIdentity, Card, identity
 from trimtab.engine.guides.config import (
+    EmbeddingConfig,
     GuideConfig,
     LanguageConfig,
     PreferenceConfig,
@@ -32,6 +34,7 @@ from trimtab.engine.guides.config import (
     ValueConfig,
     VectorConfig,
 )
+from trimtab.engine.guides.embedding import TextEncoder, examine_encoder
 from trimtab.engine.guides.folders import (
     ADAPTER,
     CONTROL_VECTOR,
@@ -44,18 +47,20 @@ from trimtab.engine.guides.folders import (
 from trimtab.engine.guides.heads import LinearHead, ValueHead
 from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.guides.preference import PreferenceHead
+from trimtab.engine.guides.sentences import read_recipe
 from trimtab.engine.guides.vectors import load_vectors
-from trimtab.engine.loading import LoadedModel, attention_block, load_causal_lm, load_classifier
+from trimtab.engine.loading import LoadedModel, attention_block, load_causal_lm, load_classifier, load_encoder
 from trimtab.engine.model import Model
 from trimtab.engine.pages import PagePool
 from trimtab.engine.plan import PLAIN, Variant
 from trimtab.engine.rewards.base import Reward
 from trimtab.engine.rewards.causal import CausalReward
 from trimtab.engine.rewards.classifier import ClassifierReward, label_signs, labels_of
-from trimtab.engine.rewards.contract import ModelReward, examine
+from trimtab.engine.rewards.contract import Contract, ModelReward, examine
 from trimtab.engine.rewards.program import Program, ProgramReward
 from trimtab.engine.runner import READ_ROWS, ModelRunner
 from trimtab.engine.settings import CPU_POOL, EngineSettings
+from trimtab.engine.sources import resolve
 from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Vocabulary
 
@@ -73,17 +78,21 @@ def build_guides(
     guides: dict[str, Guide] = {}
     rewards: dict[str, Reward] = {}
     cards: dict[str, Card] = {}
+    contracts: dict[str, Contract] = {}
     for name, config in configs.items():
         try:
             card = builder.card(name, config)
-            guides[name], reward = builder.build(name, config)
+            guide, reward = builder.build(name, config)
+            if isinstance(guide, EmbeddingGuide):
+                contracts[name] = examine_encoder(guide.encoder)
         except ModelLoadError as error:
             raise ModelLoadError(f"guide {name!r} (role {config.role}): {error}") from error
+        guides[name] = guide
         if reward is not None:
             rewards[name] = reward
         if card is not None:
             cards[name] = card
-    contracts = {name: examine(reward) for name, reward in rewards.items() if isinstance(reward, ModelReward)}
+    contracts |= {name: examine(reward) for name, reward in rewards.items() if isinstance(reward, ModelReward)}
     return Guides(base, dict(configs), guides, rewards, cards, contracts)
 
 
@@ -145,12 +154,21 @@ class _Builder:
             case PreferenceConfig():
                 within = path / PREFERENCE_HEAD
                 return self._preference(name, within if within.is_file() else path), None
+            case EmbeddingConfig():
+                return self._embedding(name, config), None
 
     def _adapted_language(self, name: str, config: LanguageConfig, folder: Path) -> LanguageGuide:
         _refuse_options("an adapter runs with the base's settings", config, allowed=())
-        self.base.runner.terms.add_adapter(name, load_lora(folder, self.base.runner.model))
-        own = self._own_vocabulary(folder)
-        return LanguageGuide(name, self.base, Variant(adapter=name), self._translation(self.base), own_vocabulary=own)
+        low_rank = load_lora(folder, self.base.runner.model)
+        self.base.runner.terms.add_adapter(name, low_rank)
+        return LanguageGuide(
+            name,
+            self.base,
+            Variant(adapter=name, scales=low_rank.even),
+            self._translation(self.base),
+            own_vocabulary=self._own_vocabulary(folder),
+            attributes=low_rank.attributes,
+        )
 
     def _language(self, name: str, config: LanguageConfig) -> LanguageGuide:
         loaded = load_causal_lm(
@@ -195,6 +213,8 @@ class _Builder:
             raise ModelLoadError(
                 f"adapter {config.model} has no score head: train it with task type SEQ_CLS, or use it with role lm"
             )
+        if low_rank.attributes:
+            raise ModelLoadError(f"adapter {config.model} has blocks that a preference scales: use it with role lm")
         self.base.runner.terms.add_adapter(name, low_rank)
         labels = [f"LABEL_{index}" for index in range(len(low_rank.head))]  # transformers' names: PEFT stores none
         head = LinearHead.of(
@@ -242,6 +262,13 @@ class _Builder:
     def _preference(self, name: str, path: Path) -> PreferenceGuide:
         runner = self.base.runner
         return PreferenceGuide(name, PreferenceHead.load(path, runner.hidden_size).to(runner.device))
+
+    def _embedding(self, name: str, config: EmbeddingConfig) -> EmbeddingGuide:
+        remote = self.settings.trust_remote_code
+        folder = resolve(config.model, remote_code=remote)
+        recipe = read_recipe(folder, pooled=config.pooling != "auto")
+        loaded = load_encoder(config.model, folder, dtype=config.dtype, device=self.device, trust_remote_code=remote)
+        return EmbeddingGuide(name, TextEncoder(name, loaded, config, recipe))
 
     def _load_classifier(self, config: RewardModelConfig | ValueConfig) -> LoadedModel:
         return load_classifier(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # they take seconds to import; the defaults of the settings r
 log = logging.getLogger(__name__)
 
 CARD: Final = "card.json"
-Kind = Literal["reward", "value", "arm", "expert", "vector", "preference"]
+Kind = Literal["reward", "value", "arm", "expert", "vector", "preference", "panacea"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 _SHAPES: Final = (

@@ -73,7 +73,29 @@ class PreferenceConfig(_Config):
     model: str = Field(description="a folder with preference_head.safetensors, the file itself, or demo:NAME")
 
 
-ModelGuideConfig = LanguageConfig | RewardModelConfig | ValueConfig | VectorConfig | PreferenceConfig
+class EmbeddingConfig(_Config):
+    """A model that turns texts into vectors, by which the norms nearest to a question are found."""
+
+    role: Literal["embedding"] = "embedding"
+    model: str = Field(
+        description="a folder or a hub id (org/name or org/name@revision) with an encoder or a decoder, one of "
+        "sentence-transformers too"
+    )
+    dtype: DType = Field("auto", description="auto: the dtype of the checkpoint")
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto",
+        description="what of a text's tokens is its vector: their mean, the first or the last; auto: as its "
+        "sentence-transformers folder says, else the mean for encoders and the last for decoders",
+    )
+    query_prefix: str = Field("", description="put before a question, if the model was trained with it: 'query: '")
+    text_prefix: str = Field("", description="put before a text that is searched: 'passage: '")
+    max_tokens: int | None = Field(
+        None, ge=8, description="of a text that are read; absent: what its folder says, else the model's context"
+    )
+    max_batch_tokens: int = Field(16_384, ge=1, description="tokens of one forward, with padding")
+
+
+ModelGuideConfig = LanguageConfig | RewardModelConfig | ValueConfig | VectorConfig | PreferenceConfig | EmbeddingConfig
 GuideConfig = Annotated[ModelGuideConfig | AnyProgram, Field(discriminator="role")]
 
 

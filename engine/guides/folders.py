@@ -15,6 +15,8 @@ ADAPTER: Final = "adapter_config.json"
 VALUE_HEAD: Final = "value_head.safetensors"
 CONTROL_VECTOR: Final = "control_vector.gguf"
 PREFERENCE_HEAD: Final = "preference_head.safetensors"
+BLOCKS: Final = "preference_blocks.json"
+"""beside an adapter whose rank dimensions belong to attributes"""
 TEMPLATE: Final = "chat_template.jinja"
 DEMO: Final = "demo"
 """the source of the demo model; its guides are demo:NAME"""
@@ -29,6 +31,7 @@ _ROLES: "Final[Mapping[Kind, tuple[Role, ...]]]" = MappingProxyType(
         "expert": ("lm",),
         "vector": ("vector",),
         "preference": ("preference",),
+        "panacea": ("lm",),
     }
 )
 """who reads a kind of guide, the role it was trained for first"""

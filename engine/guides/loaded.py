@@ -28,7 +28,7 @@ class Guides:
     cards: Mapping[str, Card]
     """of the guides whose folder has one"""
     contracts: Mapping[str, Contract]
-    """of the rewards that are models"""
+    """of the rewards that are models, and of embedding models"""
 
     @property
     def models(self) -> dict[str, Model]:

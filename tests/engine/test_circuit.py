@@ -13,7 +13,7 @@ from trimtab.engine.circuit import Circuits
 from trimtab.engine.errors import GuideError, GuideUnavailable, InvalidRequest, Overloaded
 from trimtab.engine.results import Failure, Result
 from trimtab.engine.rewards import Judgement, Pair, Reward
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 BEST = {"strategy": "best_of_n", "n": 2, "reward": "moody"}
 SHORT = SamplingParams(seed=1, max_tokens=3)

@@ -21,7 +21,7 @@ from trimtab.engine.guides.base import HeadGuide, LanguageGuide, ScorerGuide
 from trimtab.engine.results import Failure, Result
 from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.runner import Decoded
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 PATIENCE = 30.0

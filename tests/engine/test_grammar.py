@@ -25,7 +25,7 @@ from trimtab.engine.results import Failure, Result
 from trimtab.engine.sampler import Sampler
 from trimtab.engine.vocabulary import Vocabulary
 from trimtab.kernels.backend import Backend
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 BYTES, END = 257, 256
 SCHEMA: dict[str, Any] = {

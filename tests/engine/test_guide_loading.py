@@ -19,7 +19,7 @@ from trimtab.engine.guides.base import LanguageGuide, ScorerGuide
 from trimtab.engine.guides.config import GuideConfig
 from trimtab.engine.results import Failure, Result
 from trimtab.engine.rewards import Pair
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 CONFIG: TypeAdapter[GuideConfig] = TypeAdapter(GuideConfig)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=0)

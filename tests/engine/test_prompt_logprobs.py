@@ -14,7 +14,8 @@ from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.results import Failure, Result, TokenLogprob
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
-from trimtab.llm import LLM, GenerationRequest
+from trimtab.llm import LLM
+from trimtab.requests import GenerationRequest
 
 SAMPLING = SamplingParams(max_tokens=3, seed=1)
 TABLE = random_table(256)

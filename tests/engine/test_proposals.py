@@ -8,8 +8,8 @@ import pytest
 from toy import Toy, random_table
 
 from trimtab.decoders.spec import DecodingSpec
-from trimtab.engine.job import Request
 from trimtab.engine.program import Answer, Context, Draw, Extend, Op, Propose
+from trimtab.engine.request import Request
 from trimtab.engine.results import Failure
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.vocabulary import TextStream

@@ -10,9 +10,9 @@ from toy import FunctionReward, Toy, random_table
 
 from trimtab.engine.backlog import Backlog, Load
 from trimtab.engine.errors import Draining, Overloaded
-from trimtab.engine.job import Request
 from trimtab.engine.phases import MOST, Phases
 from trimtab.engine.rating import Rating
+from trimtab.engine.request import Request
 from trimtab.engine.results import Event, Failure, Phase, Result
 from trimtab.engine.rewards import Pair
 from trimtab.engine.sampling import SamplingParams

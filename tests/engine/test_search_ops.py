@@ -14,9 +14,9 @@ from toy import FunctionReward, Toy, byte_tokenizer, random_table
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.budget import Budget
 from trimtab.engine.guides.heads import ValueHead
-from trimtab.engine.job import Opening, Request
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
-from trimtab.engine.program import Answer, Context, Draw, Extend, LogProbs, Op, Propose, Score, Until
+from trimtab.engine.program import Answer, Context, Conversation, Draw, Extend, LogProbs, Op, Propose, Score, Until
+from trimtab.engine.request import Opening, Request
 from trimtab.engine.results import Delta, Failure, Progress, Result
 from trimtab.engine.rewards import Judgement, Pair
 from trimtab.engine.sampling import SamplingParams
@@ -69,8 +69,9 @@ def play(
         measured=measured,
     )  # fmt: skip
 
-    def opener(messages: Sequence[Message], model: str) -> Opening:
-        ids = array("q", map(int, str(messages[-1]["content"]).split()))
+    def opener(conversation: Conversation) -> Opening:
+        model = conversation.model
+        ids = array("q", map(int, str(conversation.messages[-1]["content"]).split()))
         stream = TextStream(toy.vocabulary)
         if model == BASE:
             return Opening(ids, plan, stream, len(ids) + 4)
@@ -591,6 +592,9 @@ def test_a_token_that_a_program_has_chosen_counts_as_certain() -> None:
     assert choice.steering.logprob_steered == 0.0
     assert choice.steering.kl == pytest.approx(-known, abs=1e-4)
     assert choice.steering.intervention_rate == 1.0
+    assert choice.steering.branching_factor == 1.0
+    entropies = [entropy([*PROMPT, *choice.token_ids[:at]]) for at in range(8)]
+    assert choice.steering.branching_factor_base == pytest.approx(math.exp(np.mean(entropies)), rel=1e-5)
 
 
 def test_of_an_answer_that_another_model_drafted_no_distance_to_the_base_is_told() -> None:
@@ -614,4 +618,6 @@ def test_of_an_answer_that_another_model_drafted_no_distance_to_the_base_is_told
     assert choice.steering.tokens == 8
     assert choice.steering.kl is None
     assert choice.steering.intervention_rate is None
+    assert choice.steering.branching_factor is not None, "the other model's own distributions are known"
+    assert choice.steering.branching_factor_base is None
     assert [each.base_logprob for each in seen] == pytest.approx(logprobs(OTHER, choice.token_ids[:3]), abs=1e-5)

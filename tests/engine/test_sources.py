@@ -10,6 +10,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -254,6 +255,21 @@ def test_hub_ids_are_split_at_the_revision(monkeypatch: pytest.MonkeyPatch, tmp_
     resolve("org/name")
     resolve("org/name@refs/pr/1", remote_code=True)
     assert asked == [("org/name", None, False), ("org/name", "refs/pr/1", True)]
+
+
+def test_of_a_hub_folder_what_is_read_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted = ["config.json", "model.safetensors", "modules.json", "tokenizer.json", "1_Pooling/config.json"]
+    others = ["model.py", "pytorch_model.bin", "onnx/config.json", "onnx/a.safetensors", "2_Dense/model.safetensors"]
+    fetched: list[str] = []
+
+    def download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: object) -> str:
+        names = [*wanted, *others]
+        fetched.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(folder_at(tmp_path / "there"))
+
+    monkeypatch.setattr(sources, "snapshot_download", download)
+    resolve("org/name")
+    assert fetched == wanted
 
 
 def test_two_at_once_build_once(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
