@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint fix serve bench bench-gpu fuzz soak docs types demo-guides
+.PHONY: help install test lint fix serve bench bench-gpu bench-norms bench-preferences fuzz soak docs types demo-guides
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ bench: install  ## measure decode throughput against transformers' generate
 
 bench-gpu: install  ## measure everything that needs a GPU, at most eight minutes
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-norms: install  ## measure the retrieval of norms over 100,000 rules, three minutes
+	$(BIN)/python benchmarks/norms.py $(ARGS)
+
+bench-preferences: install  ## how preferences move rewards on the demo model, ten minutes
+	$(BIN)/python benchmarks/preferences.py $(ARGS)
 
 fuzz: install  ## 2,000 requests made up from the description of the API, two minutes
 	FUZZ_CASES=2000 $(BIN)/pytest tests/server/test_fuzz.py $(ARGS)

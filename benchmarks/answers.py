@@ -15,7 +15,7 @@ from trimtab import LLM, SamplingParams
 from trimtab.engine.results import Failure, Result
 from trimtab.engine.rewards import Pair
 from trimtab.engine.vocabulary import Message
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)

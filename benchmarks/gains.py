@@ -45,13 +45,20 @@ def lines(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [_line(row, plain=index == 0) for index, row in enumerate(rows)]
 
 
-def fill(path: Path, table: Sequence[Mapping[str, str]], conditions: Mapping[str, object]) -> None:
+def fill(
+    path: Path,
+    table: Sequence[Mapping[str, str]],
+    conditions: Mapping[str, object],
+    *,
+    begin: str = BEGIN,
+    end: str = END,
+) -> None:
     """Write the table and how it was made between the markers of a Markdown file; exits if they are not there."""
     text = path.read_text() if path.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"{path} has no place for the table: put the lines {BEGIN} and {END} where it should stand")
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        sys.exit(f"{path} has no place for the table: put the lines {begin} and {end} where it should stand")
     told = ", ".join(f"{name.replace('_', ' ')} {_plainly(value)}" for name, value in conditions.items())
     cells = [list(table[0]), ["---"] * len(table[0]), *(list(line.values()) for line in table)]
     markdown = "\n".join("| " + " | ".join(row) + " |" for row in cells)

@@ -111,7 +111,7 @@ def _run(llm: LLM, decodings: list[Decoding | None], tokens: int) -> None:
     from queue import SimpleQueue
 
     from trimtab.engine.results import Failure, Result
-    from trimtab.llm import GenerationRequest
+    from trimtab.requests import GenerationRequest
 
     sampling = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, seed=1)
     messages = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Tell me of the sea. " * 8})

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trimtab.decoders.invalid import VIOLATION
-from trimtab.decoders.named import named
+from trimtab.decoders.named import named, rereading, shaping
 from trimtab.decoders.params import require_reward
+from trimtab.decoders.prompt.base import PromptPart
 from trimtab.decoders.registry import strategies
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search
@@ -36,6 +37,9 @@ class Floor(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    prompt: tuple[dict[str, Any], ...] = Field(
+        (), description="parts that every request is put to the models with, as `decoding.prompt` has them"
+    )
     steer: tuple[dict[str, Any], ...] = Field((), description="parts that always steer, as `decoding.steer` has them")
     request_steer: bool = Field(
         False, description="let requests steer beside `steer`, where sums of logits may outweigh it"
@@ -69,7 +73,8 @@ class Floor(BaseModel):
             search = self._searching(self.search)
             spec = replace(spec, strategy=search.strategy, params=search.params, listed=(*first, *spec.listed))
             told.append(f"{search.strategy} in the place of plain sampling")
-        laid = _parts(self.steer)
+        laid, prompts = _parts(self.steer), _prompts(self.prompt)
+        told += [f"{method} comes before the request" for method, _ in prompts]
         told += [f"{method} steers" for method, _ in laid]
         if self.reward is not None:
             params = self._rewarded(spec, choices)
@@ -80,12 +85,14 @@ class Floor(BaseModel):
         watch = None
         if self.guard or self.reward is not None:
             watch = Watch(self.guard, 0 if self.reward is None else self.min_candidates)
-        return replace(spec, budget=budget, laid=laid, watch=watch, asked=asked), (*told, *bounds)
+        on_floor = replace(spec, budget=budget, laid_prompts=prompts, laid=laid, watch=watch, asked=asked)
+        return on_floor, (*told, *bounds)
 
     @property
     def guides(self) -> tuple[str, ...]:
         """Names of the guides that the floor is made of, each once; no request may name them."""
-        found = dict.fromkeys(named(DecodingSpec("sample", Sample(), laid=_parts(self.steer))))
+        parts = DecodingSpec("sample", Sample(), laid_prompts=_prompts(self.prompt), laid=_parts(self.steer))
+        found = dict.fromkeys(named(parts))
         if self.search is not None:
             found |= dict.fromkeys(named(self._searching(self.search)))
         if self.reward is not None:
@@ -127,11 +134,13 @@ class Floor(BaseModel):
         for guide, path in named(spec).items():
             if guide in self.guides:
                 raise _violation(f"guide {guide!r} belongs to the operator: name another one", path)
+        if self.prompt:
+            self._refuse_prompts(spec)
         if self.steer and not self.request_steer:
-            if spec.parts:
+            steering = ["decoding.steer" if spec.listed else "decoding.strategy"] if spec.parts else shaping(spec)
+            for path in steering:
                 raise _violation(
-                    "the operator steers every answer, and requests may not steer beside: leave these parts out",
-                    "decoding.steer" if spec.listed else "decoding.strategy",
+                    "the operator steers every answer, and requests may not steer beside: leave these parts out", path
                 )
             if spec.search.others_write:
                 raise _violation(
@@ -160,6 +169,19 @@ class Floor(BaseModel):
                     "leave them out",
                     f"decoding.{name}",
                 )
+
+    def _refuse_prompts(self, spec: DecodingSpec) -> None:
+        """Raise InvalidRequest for parts that say the operator's once more, or have a model read without them."""
+        mine = {method for method, _ in _prompts(self.prompt)}
+        own = [("decoding.strategy", spec.strategy)]
+        own += [(f"decoding.prompt.{i}", method) for i, (method, _) in enumerate(spec.prompts)]
+        for path, method in own:
+            if method in mine:
+                raise _violation(f"the operator puts {method!r} before every request: leave this one out", path)
+        for path in rereading(spec):
+            raise _violation(
+                "here a model reads a prompt without what the operator puts before every request: leave this out", path
+            )
 
     def _searching(self, search: Mapping[str, Any]) -> DecodingSpec:
         """The search of the floor; the floor's reward is its own where it names none."""
@@ -225,6 +247,7 @@ class Floor(BaseModel):
             )
         try:
             _parts(self.steer)
+            _prompts(self.prompt)
             if self.search is not None:
                 searching = self._searching(self.search)
                 alone = DecodingSpec(searching.strategy, searching.params)
@@ -247,6 +270,10 @@ def _unlike(name: str, view: PromptView) -> "array[int]":
 
 def _parts(steer: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, Steer], ...]:
     return DecodingSpec.parse({"steer": [dict(each) for each in steer]}).listed
+
+
+def _prompts(prompt: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, PromptPart], ...]:
+    return DecodingSpec.parse({"prompt": [dict(each) for each in prompt]}).prompts
 
 
 def _by_reward(select: Rule | None, search: Search) -> Rule | None:

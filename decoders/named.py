@@ -1,7 +1,8 @@
 """Which guides a decoding names, asked of its parts themselves and not looked for in their text."""
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import AS_IT_IS, Draft, PromptView
@@ -15,6 +16,20 @@ def named(spec: DecodingSpec) -> dict[str, str]:
     spec.check(choices=1, rewards=_Noting(found))
     spec.steer(_NotingDraft(found))
     return found
+
+
+def rereading(spec: DecodingSpec) -> tuple[str, ...]:
+    """Paths of what has a model read another prompt than the request's: without its system message, for instance."""
+    draft = _NotingDraft({})
+    spec.steer(draft)
+    return tuple(draft.reread)
+
+
+def shaping(spec: DecodingSpec) -> tuple[str, ...]:
+    """Paths of what shapes the next token beside the base: parts that steer, and prompt parts that mix."""
+    draft = _NotingDraft({})
+    spec.steer(draft)
+    return tuple(draft.shaped)
 
 
 class _Noting(Collection[str]):
@@ -40,25 +55,36 @@ class _NotingDraft(Draft):
     def __init__(self, found: dict[str, str]) -> None:
         super().__init__({}, lambda name, view: array("q", [0]), vocab_size=1)
         self._found = found
+        self.reread: list[str] = []
+        """paths of what reads another prompt than the request's"""
+        self.shaped: list[str] = []
+        """paths of what shapes the next token"""
 
     def add(self, guide: str, weight: float, *, field: str, view: PromptView = AS_IT_IS) -> None:
-        self._note(guide, field)
+        if replace(view, added=None) != AS_IT_IS:  # a view that adds to the prompt leaves nothing out
+            self.reread.append(self._path(field))
+        self._shape_with(guide, field)
 
     def value(self, guide: str, weight: float, transform: Transform = "identity", *, field: str) -> None:
-        self._note(guide, field)
+        self._shape_with(guide, field)
 
     def scores_vocabulary(self, guide: str, *, field: str) -> bool:
         self._note(guide, field)
         return True
 
     def vector(self, guide: str, coeff: float, *, field: str) -> None:
-        self._note(guide, field)
+        self._shape_with(guide, field)
+
+    def adapt(
+        self, guide: str, scales: Mapping[str, float], *, general: float = 1.0, field: str, scales_field: str
+    ) -> None:
+        self._shape_with(guide, field)
 
     def edit_hidden(self, guide: str, rate: float, steps: int, *, field: str) -> None:
-        self._note(guide, field)
+        self._shape_with(guide, field)
 
     def gate(self, guide: str, plan: GatePlan, *, field: str) -> None:
-        self._note(guide, field)
+        self._shape_with(guide, field)
 
     def call(self, guide: str, *, field: str) -> None:
         self._note(guide, field)
@@ -66,7 +92,14 @@ class _NotingDraft(Draft):
     def writer(self, guide: str, *, field: str) -> None:
         self._note(guide, field)
 
+    def embedder(self, guide: str, *, field: str) -> None:
+        self._note(guide, field)
+
     def weigh(self, guide: str, rewards: Collection[str], *, field: str) -> None:
+        self._note(guide, field)
+
+    def _shape_with(self, guide: str, field: str) -> None:
+        self.shaped.append(self._path(field))
         self._note(guide, field)
 
     def _note(self, guide: str, field: str) -> None:

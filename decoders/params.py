@@ -1,13 +1,16 @@
 """What every strategy's parameters share."""
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.decoders.invalid import meant
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.sampling import MAX_COUNT
+
+if TYPE_CHECKING:  # it needs reward expressions, whose weights are defined here
+    from trimtab.decoders.preference import Resolved
 
 Weight = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
 """of a term in a sum of logits; float32 holds the product with any logit"""
@@ -25,6 +28,17 @@ class Params(BaseModel):
 
     rows_field: ClassVar[str] = "n"
     """the parameter to lower where a request decodes too many answers at once"""
+
+    preferable: ClassVar[frozenset[str]] = frozenset()
+    """required parameters that a request may leave to its `preference`"""
+
+    @classmethod
+    def preferred(cls, given: dict[str, Any], preference: "Resolved") -> dict[str, Any]:
+        """Return `given`, with what it leaves out and the request's preference can say; as it is if that is nothing.
+
+        Raises InvalidRequest for a preference that says it in a way that the strategy cannot follow.
+        """
+        return given
 
     def check(self, *, choices: int, rewards: Collection[str]) -> None:
         """Raise InvalidRequest if this server or this request cannot run the strategy."""

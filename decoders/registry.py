@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from trimtab.decoders import search, steer
+from trimtab.decoders import prompt, search, steer
 from trimtab.decoders.params import Params
+from trimtab.decoders.prompt.base import PromptPart
 from trimtab.decoders.steer.base import Steer
 
 P = TypeVar("P", bound=Params)
@@ -27,8 +28,10 @@ class Strategy:
     """roles of the guides that it cannot do without"""
 
     @property
-    def kind(self) -> Literal["search", "steer"]:
-        """Whether it works on whole answers or on the next token."""
+    def kind(self) -> Literal["search", "steer", "prompt"]:
+        """Whether it works on whole answers, on the next token, or on what the models read."""
+        if issubclass(self.params, PromptPart):
+            return "prompt"
         return "steer" if issubclass(self.params, Steer) else "search"
 
     @property
@@ -46,8 +49,14 @@ class Strategy:
             "cost": self.cost,
             "needs": list(self.needs),
             "temperature": self.temperature,
-            "schema": self.params.model_json_schema(),
+            "schema": self._schema(),
         }
+
+    def _schema(self) -> dict[str, Any]:
+        """JSON Schema of the parameters; what a preference may fill in is not required."""
+        schema = self.params.model_json_schema()
+        required = [name for name in schema.pop("required", ()) if name not in self.params.preferable]
+        return {**schema, "required": required} if required else schema
 
 
 _REGISTERED: dict[str, Strategy] = {}
@@ -68,8 +77,8 @@ def strategy(
 
 @cache
 def strategies() -> Mapping[str, Strategy]:
-    """All strategies, by name; importing the files of decoders/search/ and decoders/steer/ registers them."""
-    for folder in (search, steer):
+    """All strategies, by name; importing the files of their folders registers them."""
+    for folder in (prompt, search, steer):
         for module in pkgutil.iter_modules(folder.__path__):
             importlib.import_module(f"{folder.__name__}.{module.name}")
     return dict(sorted(_REGISTERED.items()))

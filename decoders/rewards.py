@@ -94,6 +94,10 @@ class Expression(BaseModel):
         """The reward of one guide, as it is."""
         return cls(guide=guide)
 
+    def scaled(self, factor: float) -> Self:
+        """The expression times a factor."""
+        return self.model_copy(update={"weight": factor * self.weight})
+
     @property
     def guides(self) -> tuple[str, ...]:
         """Names of the guides, each once, in order of appearance."""

@@ -1,13 +1,16 @@
 """The `decoding` object of a request: validated, resolved, and turned into a program and parts that steer it."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from trimtab.decoders.invalid import invalid, meant
 from trimtab.decoders.params import Params
+from trimtab.decoders.preference import Filling, Inferred, Personal, Preference, is_shared
+from trimtab.decoders.prompt.base import PromptPart
+from trimtab.decoders.prompt.framing import Framing
 from trimtab.decoders.registry import Strategy, strategies
 from trimtab.decoders.search.base import Search
 from trimtab.decoders.search.driver import SearchProgram
@@ -17,11 +20,16 @@ from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
 from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest
-from trimtab.engine.program import Program
 
 MAX_PARTS = 8
-RESERVED = ("strategy", "steer", "trace", "select", "budget")
+RESERVED = ("strategy", "preference", "prompt", "steer", "trace", "select", "budget")
 """keys of `decoding` that every strategy shares"""
+_PLACES = {
+    "search": "works on whole answers: name it as `strategy`, and in lists what goes with it",
+    "steer": "shapes the next token: put it into `steer`, or name it as `strategy`",
+    "prompt": "changes what the models read: put it into `prompt`, or name it as `strategy`",
+}
+"""what is said of a strategy in the list of another kind"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,9 @@ class DecodingSpec:
 
     strategy: str
     params: Params
-    """a program, or a part that steers plain sampling"""
+    """a program, or a part that goes with plain sampling"""
+    prompts: tuple[tuple[str, PromptPart], ...] = ()
+    """method and parameters, in the order of `prompt`, in which they act"""
     listed: tuple[tuple[str, Steer], ...] = ()
     """method and parameters, in the order of `steer`; the order changes nothing"""
     trace: Literal["tokens"] | None = None
@@ -38,44 +48,69 @@ class DecodingSpec:
     select: Rule | None = None
     """how the choices are found among a search's answers; None: as the strategy has it"""
     budget: Budget = field(default_factory=Budget)
+    laid_prompts: tuple[tuple[str, PromptPart], ...] = ()
+    """prompt parts that the operator's floor lays under those of the request; they act first"""
     laid: tuple[tuple[str, Steer], ...] = ()
-    """parts that the operator's floor lays under those of the request"""
+    """parts that steer, likewise"""
     watch: Watch | None = None
     """what the floor demands of the search's end"""
+    inferred: Inferred | None = None
+    """a preference that a guide tells while the request runs; the parts are filled in by even weights until then"""
     asked: "DecodingSpec | None" = None
     """what the request said, where a floor has changed it"""
 
     @classmethod
-    def parse(cls, decoding: Mapping[str, Any] | None) -> "DecodingSpec":
+    def parse(cls, decoding: Mapping[str, Any] | None, personal: Personal | None = None) -> "DecodingSpec":
         """Validate a `decoding` object as it came over the wire; absent means plain sampling.
 
-        Raises InvalidRequest that names the key and the nearest valid one.
+        `personal` is what its preference may refer to. Raises InvalidRequest that names the key and the nearest valid
+        one.
         """
         given = dict(decoding or {})
         known = strategies()
         chosen = _known(given.pop("strategy", "sample"), known, "decoding.strategy")
-        parts = given.pop("steer", [])
+        prompts = _objects(given.pop("prompt", []), "prompt", "urial")
+        parts = _objects(given.pop("steer", []), "steer", "genarm")
         trace = given.pop("trace", None)
         select = given.pop("select", None)
         budget = _budget(given.pop("budget", {}))
-        params = _validate(chosen, given, "decoding", RESERVED)
+        own = "preference" in chosen.params.model_fields and not is_shared(given.get("preference"))
+        preference = None
+        if not own and "preference" in given:
+            preference = Preference.parse(given.pop("preference")).resolve(personal or Personal())
+        fill = Filling(preference.even if isinstance(preference, Inferred) else preference)
+        params = _validate(chosen, fill(chosen.params, given, "decoding"), "decoding", RESERVED)
         if trace not in (None, "tokens"):
             raise InvalidRequest(f"trace is {trace!r}: make it 'tokens' or leave it out", param="decoding.trace")
-        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
-            raise InvalidRequest('steer is a list of parts, as [{"method": "genarm", ...}]', param="decoding.steer")
-        listed = tuple(_part(part, known, f"decoding.steer.{i}") for i, part in enumerate(parts))
-        spec = cls(chosen.name, params, listed, trace, None if select is None else parse_rule(select), budget)
+        framing = [_part(part, known, f"decoding.prompt.{i}", "prompt", fill) for i, part in enumerate(prompts)]
+        listed = [_part(part, known, f"decoding.steer.{i}", "steer", fill) for i, part in enumerate(parts)]
+        fill.check()
+        rule = None if select is None else parse_rule(select)
+        spec = cls(
+            chosen.name,
+            params,
+            tuple((name, cast(PromptPart, part)) for name, part in framing),
+            tuple((name, cast(Steer, part)) for name, part in listed),
+            trace,
+            rule,
+            budget,
+            inferred=replace(preference, filled=fill.filled, decoding=decoding or {})
+            if isinstance(preference, Inferred)
+            else None,
+        )
         spec._check_combination()
-        if len(spec.parts) > MAX_PARTS:
-            raise InvalidRequest(
-                f"the request has {len(spec.parts)} parts that steer and may have {MAX_PARTS}", param="decoding.steer"
-            )
+        for name, count in (("prompt", len(spec.prompt_parts)), ("steer", len(spec.parts))):
+            if count > MAX_PARTS:
+                raise InvalidRequest(
+                    f"the request has {count} parts under {name} and may have {MAX_PARTS}", param=f"decoding.{name}"
+                )
         return spec
 
     @property
-    def program(self) -> Program:
+    def program(self) -> SearchProgram:
         """What the engine runs."""
-        return SearchProgram(self.search, self.select or self.search.rule(), watch=self.watch)
+        preparing = tuple((i, part) for i, (_, _, part) in enumerate(self._prompting) if part.prepares)
+        return SearchProgram(self.search, self.select or self.search.rule(), watch=self.watch, preparing=preparing)
 
     @property
     def search(self) -> Search:
@@ -94,6 +129,16 @@ class DecodingSpec:
         return tuple(part for _, part in self._located)
 
     @property
+    def prompt_parts(self) -> tuple[PromptPart, ...]:
+        """What changes what the models read: a floor's, that of `strategy`, and those listed."""
+        return tuple(part for _, _, part in self._prompting)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether texts are written before the search, which then begins from another prompt."""
+        return any(part.prepares for part in self.prompt_parts)
+
+    @property
     def temperature(self) -> float | None:
         """Temperature of the strategy, or the first part, whose paper has one, for requests that set none."""
         named = (self.params, *(part for _, part in (*self.listed, *self.laid)))
@@ -103,9 +148,25 @@ class DecodingSpec:
         """Raise InvalidRequest if this server or this request cannot run the strategy."""
         self.params.check(choices=choices, rewards=rewards)
 
+    def frame(self, framing: Framing) -> None:
+        """Let every prompt part say what it puts around conversations; errors name the part's place in the request."""
+        for path, method, part in self._prompting:
+            framing.begin(method, path)
+            part.frame(framing)
+
+    def reframe(self, framing: Framing, before: "DecodingSpec") -> Framing:
+        """A copy of the framing of `before`, where those prompt parts have spoken anew that are not as they were."""
+        other = framing.copied()
+        for number, ((path, _, part), (_, _, old)) in enumerate(zip(self._prompting, before._prompting, strict=True)):
+            if part != old:
+                other.begin_again(number, path)
+                part.frame(other)
+        return other
+
     def steer(self, draft: Draft) -> None:
         """Let every part ask `draft` for what it needs; errors name the part's place in the request."""
-        for path, part in self._located:
+        prompting: list[tuple[str, PromptPart | Steer]] = [(path, part) for path, _, part in self._prompting]
+        for path, part in (*prompting, *self._located):
             draft.where = path
             part.steer(draft)
         draft.where = "decoding"
@@ -115,14 +176,22 @@ class DecodingSpec:
         for name, expression in self.search.expressions().items():
             for guide, rewards in expression.preferences:
                 draft.weigh(guide, rewards, field=name)
+        if self.inferred is not None:
+            draft.weigh(self.inferred.guide, self.inferred.names, field="preference.infer")
 
     def dump(self) -> dict[str, Any]:
         """As it is echoed in the response, without what a floor added; `parse` of it gives an equal spec."""
         if self.asked is not None:
             return self.asked.dump()
-        told: dict[str, Any] = {"strategy": self.strategy, **self.params.model_dump()}
-        if self.listed:
-            told["steer"] = [{"method": method, **part.model_dump()} for method, part in self.listed]
+        told: dict[str, Any] = {"strategy": self.strategy, **self._told(self.params, "decoding")}
+        if self.inferred is not None:
+            told["preference"] = {"infer": self.inferred.guide}
+        for key, parts in (("prompt", self.prompts), ("steer", self.listed)):
+            if parts:
+                told[key] = [
+                    {"method": method, **self._told(part, f"decoding.{key}.{i}")}
+                    for i, (method, part) in enumerate(parts)
+                ]
         if self.trace is not None:
             told["trace"] = self.trace
         if self.select is not None:
@@ -130,6 +199,17 @@ class DecodingSpec:
         if limits := self.budget.model_dump(exclude_none=True):
             told["budget"] = limits
         return told
+
+    def weighed(self, told: Mapping[str, float]) -> "DecodingSpec":
+        """What the request asks for, by the weights that the guide gives its rewards; without a floor."""
+        assert self.inferred is not None
+        weights = {"weights": self.inferred.weights(told)}
+        return DecodingSpec.parse({**self.inferred.decoding, "preference": weights}, self.inferred.personal)
+
+    def _told(self, part: Params, path: str) -> dict[str, Any]:
+        """The parameters of a part, without those that are yet to be told by a guide."""
+        unknown = () if self.inferred is None else self.inferred.filled.get(path, ())
+        return {key: value for key, value in part.model_dump().items() if key not in unknown}
 
     def _check_combination(self) -> None:
         """Raise InvalidRequest for parts that each are right and cannot stand together."""
@@ -149,6 +229,14 @@ class DecodingSpec:
                 f"reward_at_least needs a reward and strategy {self.strategy!r} has none: leave it out",
                 param="decoding.budget.reward_at_least",
             )
+
+    @property
+    def _prompting(self) -> list[tuple[str, str, PromptPart]]:
+        """The prompt parts, each with its path and its name."""
+        placed = [(f"floor.prompt.{i}", method, part) for i, (method, part) in enumerate(self.laid_prompts)]
+        if isinstance(self.params, PromptPart):
+            placed.append(("decoding", self.strategy, self.params))
+        return placed + [(f"decoding.prompt.{i}", method, part) for i, (method, part) in enumerate(self.prompts)]
 
     @property
     def _located(self) -> list[tuple[str, Steer]]:
@@ -182,17 +270,22 @@ def _known(name: object, known: Mapping[str, Strategy], path: str) -> Strategy:
     return known[name]
 
 
-def _part(part: Mapping[str, Any], known: Mapping[str, Strategy], path: str) -> tuple[str, Steer]:
+def _objects(given: object, key: str, example: str) -> list[Mapping[str, Any]]:
+    if not isinstance(given, list) or not all(isinstance(part, Mapping) for part in given):
+        raise InvalidRequest(f'{key} is a list of parts, as [{{"method": "{example}", ...}}]', param=f"decoding.{key}")
+    return given
+
+
+def _part(
+    part: Mapping[str, Any], known: Mapping[str, Strategy], path: str, kind: str, fill: Filling
+) -> tuple[str, Params]:
     given = dict(part)
     if "method" not in given:
         raise InvalidRequest(f"{path} names no strategy: give it a method", param=f"{path}.method")
     chosen = _known(given.pop("method"), known, f"{path}.method")
-    if chosen.kind != "steer":
-        raise InvalidRequest(
-            f"{chosen.name!r} works on whole answers: name it as `strategy`, and in `steer` what shapes the next token",
-            param=f"{path}.method",
-        )
-    return chosen.name, cast(Steer, _validate(chosen, given, path, ("method",)))
+    if chosen.kind != kind:
+        raise InvalidRequest(f"{chosen.name!r} {_PLACES[chosen.kind]}", param=f"{path}.method")
+    return chosen.name, _validate(chosen, fill(chosen.params, given, path), path, ("method",))
 
 
 def _validate(chosen: Strategy, given: Mapping[str, Any], path: str, reserved: tuple[str, ...]) -> Params:

@@ -12,15 +12,16 @@ from trimtab.engine.circuit import Circuits
 from trimtab.engine.duets import Duets
 from trimtab.engine.errors import Cancelled, Draining, GuideError, Overloaded, TrimtabError
 from trimtab.engine.guides.base import Guide
-from trimtab.engine.job import Job, Request
+from trimtab.engine.job import Job
 from trimtab.engine.measure import Measure
 from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import BASE
-from trimtab.engine.program import Answer, Draw, Extend, Propose
+from trimtab.engine.program import Answer, Draw, Extend, Prefill, Propose
 from trimtab.engine.prompt_logprobs import fill
 from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Reader
+from trimtab.engine.request import Request
 from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, add
 from trimtab.engine.rewards import Reward
 from trimtab.engine.sampler import Drawn, Sampler, compile_sampler, warm_sampler
@@ -72,6 +73,8 @@ class Engine:
     def adopt(self, models: Mapping[str, Model], guides: Mapping[str, Guide], rewards: Mapping[str, Reward]) -> None:
         """Run these from now on; what is gone must not be in use."""
         self.models, self.guides = models, guides
+        for model in models.values():
+            model.runner.pool.unpin()  # prefixes under a guide that is gone
         self._reader = Reader(guides)
         self._sampler = Sampler(guides, self._backend)
         self.scoring.adopt(self._reader, guides, rewards)
@@ -161,11 +164,15 @@ class Engine:
             self._fail_row(job, guilty)
 
     def _start_programs(self) -> None:
+        """Start those whose prompt is stored, and go on with those that have waited for other prompts."""
         for job in list(self.scheduler.running):
             if job.run is None and job.prompt.stored:
                 job.end_phase("prefill")
+                job.prompt.table.pin(job.request.pinned)
                 job.tell_prompt()
                 job.run = job.request.program.run(job.context(self.models))
+                self._resume(job)
+            elif isinstance(job.op, Prefill) and job.filled:
                 self._resume(job)
 
     def _enforce_budgets(self) -> None:
@@ -200,7 +207,7 @@ class Engine:
         speaking: list[Sequence] = []
         drafting: list[Sequence] = []
         proposing: list[Sequence] = []
-        sure: dict[Sequence, float] = {}
+        sure: dict[Sequence, Measure] = {}
         for sequence, job in jobs.items():
             if sequence.duet is None:
                 for lane in sequence.due:
@@ -226,11 +233,11 @@ class Engine:
                 self._resume(job)
 
     def _speak(
-        self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs, sure: Mapping[Sequence, float]
+        self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs, sure: Mapping[Sequence, Measure]
     ) -> None:
         """Draw the next token of each sequence, as its plan steers it, from the model that speaks.
 
-        `sure` holds the log-probability of the base's most likely token, of duets.
+        `sure` holds what there is to measure of the base's most likely token, of duets.
         """
         rows.sort(key=lambda row: -len(row.tokens))  # as the forward read them: then the logits need no copy
         groups: dict[object, list[Sequence]] = {}
@@ -245,7 +252,7 @@ class Engine:
         self._reader.keep([row for row in rows if jobs[row].request.handle in self._jobs])
 
     def _take(
-        self, rows: list[Sequence], draws: list[Drawn], jobs: Mapping[Sequence, Job], sure: Mapping[Sequence, float]
+        self, rows: list[Sequence], draws: list[Drawn], jobs: Mapping[Sequence, Job], sure: Mapping[Sequence, Measure]
     ) -> None:
         """Add drawn tokens to their sequences, and settle what that means for their ops."""
         for sequence, draw in zip(rows, draws, strict=True):
@@ -262,10 +269,8 @@ class Engine:
             if draw.measure is not None and job.step_ends_before(sequence, draw.measure.base_entropy):
                 job.targets.pop(sequence, None)
             elif sequence.duet is None or sequence.duet.take(draw.id):
-                if (
-                    sequence in sure and draw.measure is None
-                ):  # a greedy duet: what was heard is all there is to measure
-                    draw = replace(draw, measure=Measure(sure[sequence], sure[sequence], kl=0.0, changed=False))
+                if sequence in sure and draw.measure is None:  # a greedy duet: what was heard is all there is
+                    draw = replace(draw, measure=sure[sequence])
                 self._append(job, sequence, draw)
                 job.settle(sequence)
             if sequence.duet is not None:
@@ -405,7 +410,7 @@ class Engine:
         stats.running, stats.waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         stats.rows = sum(len(job.targets) for job in self.scheduler.running)
         stats.pages_total, stats.pages_used, stats.pages_cached = pool.total, pool.used, pool.cached
-        stats.forks = pool.forks
+        stats.pages_pinned, stats.forks = pool.pinned, pool.forks
 
 
 def _silent(sequence: Sequence) -> GuideError | None:

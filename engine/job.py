@@ -1,9 +1,7 @@
 """One request while it lives in the engine."""
 
-from array import array
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
-from collections.abc import Sequence as Many
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, islice
 from time import monotonic
@@ -12,81 +10,30 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from trimtab.engine.alignment import Translation
-from trimtab.engine.backlog import Load
-from trimtab.engine.budget import Budget
 from trimtab.engine.duet import Duet
-from trimtab.engine.grammar import Start
 from trimtab.engine.lane import Lane
 from trimtab.engine.model import Model
 from trimtab.engine.outgoing import Outgoing
 from trimtab.engine.pages import PagePool
 from trimtab.engine.phases import Phases
 from trimtab.engine.plan import BASE, LanePlan, SteerPlan
-from trimtab.engine.program import Answer, Context, Draw, Extend, LogProbs, Op, Preferences, Program, Propose, Score
+from trimtab.engine.program import (
+    Answer,
+    Context,
+    Conversation,
+    Draw,
+    Extend,
+    LogProbs,
+    Op,
+    Preferences,
+    Prefill,
+    Propose,
+    Score,
+)
 from trimtab.engine.prompt_logprobs import PromptReading
-from trimtab.engine.results import Candidate, Choice, Deliver, Delta, EngineStats, Event, Progress, Result, Usage, add
+from trimtab.engine.request import Opener, Opening, Request
+from trimtab.engine.results import Candidate, Choice, Delta, EngineStats, Event, Progress, Result, Usage, add
 from trimtab.engine.sequence import Sequence
-from trimtab.engine.vocabulary import Message, TextStream
-
-
-class Opening(NamedTuple):
-    """What a sequence begins with."""
-
-    prompt: "array[int]"
-    plan: SteerPlan
-    text: TextStream
-    limit: int
-    """tokens, prompt included, at which the answer ends"""
-    lane: LanePlan | None = None
-    """the one model that reads and writes, in its own vocabulary; None: the base and the plan's lanes"""
-
-
-Opener = Callable[[Many[Message], str], Opening]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the engine is asked to do: everything is validated, the prompt is tokens."""
-
-    handle: object
-    deliver: Deliver
-    prompt: "array[int]"
-    messages: tuple[Message, ...]
-    """the conversation as rewards see it"""
-    program: Program
-    plan: SteerPlan
-    text: TextStream
-    choices: int
-    rows: int
-    """sequences that it may decode at the same time"""
-    max_tokens: int
-    budget: Budget = field(default_factory=Budget)
-    progress: bool = False
-    """tell the caller how far the program is"""
-    opener: Opener | None = None
-    """openings of other conversations, for programs that ask for them; raises InvalidRequest"""
-    translations: Mapping[str, Translation | None] = field(default_factory=dict)
-    """of the base's ids, per lane name; filled for guides that number their tokens differently"""
-    grammar: Start | None = None
-    """begins the grammar that answers must satisfy, over the vocabulary that writes them"""
-    salt: bytes = b""
-    """requests share cached prefixes only with requests of the same salt"""
-    discreet: bool = False
-    """tell nothing of answers that are not returned"""
-    prompt_logprobs: int | None = None
-    """best tokens to tell of at each token of the prompt, beside its own; None: nothing"""
-    strategy: str = ""
-    """name of the strategy, for counts"""
-    priority: int = 0
-    """lower ones are served first"""
-    guides: Mapping[str, object] = field(default_factory=dict)
-    """what the request needs by name, as it was when the request was prepared: guides, and rewards that are none"""
-
-    @property
-    def load(self) -> Load:
-        """What it adds to the queue."""
-        return Load(1, self.rows, len(self.prompt) + self.max_tokens)
 
 
 class Mark(NamedTuple):
@@ -158,9 +105,20 @@ class Job:
     def context(self, models: Mapping[str, Model]) -> Context:
         """What the program is given."""
 
-        def start(messages: Many[Message], model: str, helper: bool) -> Sequence:
-            assert self.request.opener is not None, "the request was not made for searches over conversations"
-            return _opened(self.request.opener(messages, model), self.request, models, self.prompt, helper=helper)
+        opener = self.request.opener
+
+        def start(conversation: Conversation) -> Sequence:
+            assert opener is not None, "the request was not made for searches over conversations"
+            opening = opener(conversation)
+            return _opened(opening, self.request, models, self.prompt, helper=conversation.helper)
+
+        def reopen(other: Opener) -> Sequence:
+            nonlocal opener
+            opener = other
+            prompt = start(Conversation(self.request.messages))
+            prompt.streams, prompt.stream = count(), -1  # as if the request had begun with it
+            self._restart(prompt)
+            return prompt
 
         return Context(
             prompt=self.prompt,
@@ -170,8 +128,14 @@ class Job:
             random=np.random.default_rng(self.request.plan.seed % 2**64),
             committing=self.commit,
             starting=start,
+            restarting=self._restart,
+            reopening=reopen,
             sent=self.outgoing,
         )
+
+    def _restart(self, prompt: Sequence) -> None:
+        self.prompt.free()
+        self.prompt = prompt
 
     @property
     def priority(self) -> int:
@@ -219,6 +183,8 @@ class Job:
         """What the time that passes now is charged to."""
         if self.run is None:
             return "prefill" if "queue" in self.usage.milliseconds else "queue"
+        if isinstance(self.op, Prefill):
+            return "prefill"
         return "score" if isinstance(self.op, Score | LogProbs | Preferences) else "decode"
 
     def reads(self, lane: Lane) -> bool:
@@ -299,6 +265,9 @@ class Job:
                 return not sequences
             case Preferences():
                 return False
+            case Prefill(sequences):
+                self.targets |= {each: len(each.tokens) for each in sequences}
+                return self.filled
             case Propose(sequences, _):
                 for sequence in sequences:
                     sequence.proposal = None
@@ -316,6 +285,13 @@ class Job:
                         known = {name: dict(each[index]) for name, each in values.items()}
                         self.draws[sequence] = Weighed(scores[index], reference, known)
                 return not self.draws
+
+    @property
+    def filled(self) -> bool:
+        """Whether everything that a Prefill waits for is stored; forgets what is."""
+        for sequence in [each for each in self.targets if each.stored]:
+            del self.targets[sequence]
+        return not self.targets
 
     def settle(self, sequence: Sequence) -> None:
         """Take the sequence out of the current Extend if it is finished or has grown enough."""

@@ -6,9 +6,11 @@ they hold; a `PageTable` is one sequence's ordered list of pages. Page 0 is the 
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+
+from trimtab.engine.pins import Pins
 
 TRASH_PAGE = 0
 
@@ -34,17 +36,24 @@ class PagePool:
         self._share = share
         self._free = list(range(pages - 1, TRASH_PAGE, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # unreferenced but hashed, least recently used first
+        self._kept: OrderedDict[int, None] = OrderedDict()  # the same, of pinned prefixes: given up after those
+        self._pins = Pins(self.total)
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
 
     @property
     def available(self) -> int:
         """Pages that can be allocated now; cached ones count, since they are given up on demand."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + self.cached
 
     @property
     def cached(self) -> int:
-        return len(self._cached)
+        return len(self._cached) + len(self._kept)
+
+    @property
+    def pinned(self) -> int:
+        """Stored pages of constant prefixes, whether a sequence refers to them now or not."""
+        return len(self._page_of.keys() & self._pins.digests)
 
     @property
     def used(self) -> int:
@@ -57,8 +66,8 @@ class PagePool:
         """Take a page with one reference; the least recently used cached page is given up if none is free."""
         if self._free:
             page = self._free.pop()
-        elif self._cached:
-            page, _ = self._cached.popitem(last=False)
+        elif idle := self._cached or self._kept:
+            page, _ = idle.popitem(last=False)
             self.forget(page)
         else:
             raise OutOfPages(self)
@@ -68,14 +77,16 @@ class PagePool:
     def retain(self, page: int) -> None:
         self.references[page] += 1
         self._cached.pop(page, None)
+        self._kept.pop(page, None)
 
     def release(self, page: int) -> None:
         self.references[page] -= 1
         if self.references[page] == 0:
-            if page in self._hash_of:
-                self._cached[page] = None
-            else:
+            digest = self._hash_of.get(page)
+            if digest is None:
                 self._free.append(page)
+            else:
+                (self._kept if digest in self._pins else self._cached)[page] = None
 
     def lookup(self, digest: bytes) -> int | None:
         """The page that holds the prefix `digest`, without taking a reference."""
@@ -86,6 +97,22 @@ class PagePool:
         if self._share and digest not in self._page_of and page not in self._hash_of:
             self._page_of[digest] = page
             self._hash_of[page] = digest
+
+    def pin(self, digests: Sequence[bytes]) -> None:
+        """Give the pages of a constant prefix up last from now on."""
+        self._move(self._pins.hold(digests), self._kept, self._cached)
+        self._move((digest for digest in digests if digest in self._pins), self._cached, self._kept)
+
+    def unpin(self) -> None:
+        """Treat all prefixes alike again, until they are pinned anew."""
+        self._move(self._pins.clear(), self._kept, self._cached)
+
+    def _move(self, digests: Iterable[bytes], source: dict[int, None], target: dict[int, None]) -> None:
+        for digest in digests:
+            page = self._page_of.get(digest)
+            if page is not None and page in source:
+                del source[page]
+                target[page] = None
 
     @contextmanager
     def unshared(self) -> Iterator[None]:
@@ -106,10 +133,12 @@ class PagePool:
         expected = Counter(page for table in tables for page in table.pages)
         for page in range(1, self.total + 1):
             assert self.references[page] == expected[page], f"page {page}: {self.references[page]} != {expected[page]}"
-        idle = [*self._free, *self._cached]
+        idle = [*self._free, *self._cached, *self._kept]
         assert len(set(idle)) == len(idle) == self.total - len(expected), "a page is lost or listed twice"
         assert all(self.references[page] == 0 for page in idle), "an idle page has references"
         assert all(self._page_of[digest] == page for page, digest in self._hash_of.items())
+        for pages, pinned in ((self._cached, False), (self._kept, True)):
+            assert all((self._hash_of[page] in self._pins) is pinned for page in pages), "a pin is in the wrong place"
 
 
 class PageTable:
@@ -173,11 +202,16 @@ class PageTable:
             self.pool.remember(self.pages[start // size], digest)
             self._digests.append(digest)
 
+    def pin(self, length: int) -> None:
+        """Let the pool give up the full pages of the first `length` tokens, which are stored, after all others."""
+        self.pool.pin(self._digests[: length // self.pool.page_size])
+
     def trim(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         self.length = min(self.length, length)
         keep = self.pool.pages_for(self.length)
-        for page in self.pages[keep:]:
+        # Ends first, since the cache gives up what was released first, and finds nothing without its beginning.
+        for page in reversed(self.pages[keep:]):
             self.pool.release(page)
         del self.pages[keep:]
         del self._digests[self.length // self.pool.page_size :]

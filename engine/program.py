@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from trimtab.engine.outgoing import Outgoing
 from trimtab.engine.plan import BASE
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Message
+
+if TYPE_CHECKING:
+    from trimtab.engine.request import Opener
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,25 @@ class Draw:
     """for traces: what each guide gave the tokens, in the order of `sequences`"""
 
 
-Op = Extend | Score | LogProbs | Preferences | Propose | Draw
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Store the sequences as far as they go, so that forks which are made then share all of it. Answers None."""
+
+    sequences: Many[Sequence]
+
+
+Op = Extend | Score | LogProbs | Preferences | Propose | Draw | Prefill
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a program wants an answer to, beside the prompt."""
+
+    messages: Many[Message]
+    model: str = BASE
+    """who writes: `base`, as the request steers it, or a language-model guide alone"""
+    helper: bool = False
+    """the answer is a text for the program: nothing is put around the messages, and no grammar binds it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +148,7 @@ class Answer:
 
 
 Commit = Callable[[int, Sequence, int], None]
-Start = Callable[[Many[Message], str, bool], Sequence]
+Start = Callable[[Conversation], Sequence]
 
 
 @dataclass(slots=True)
@@ -137,12 +158,14 @@ class Context:
     prompt: Sequence
     choices: int
     messages: tuple[Message, ...]
-    """the conversation as rewards see it"""
+    """the conversation that is answered; rewards read that of the request, which it begins as"""
     budget: Budget
     random: np.random.Generator
     """for the choices of the search itself; begins with the request's seed"""
     committing: Commit
     starting: Start
+    restarting: Callable[[Sequence], None]
+    reopening: "Callable[[Opener], Sequence]"
     sent: Mapping[int, Outgoing]
     """per choice: what was declared final"""
 
@@ -211,7 +234,23 @@ class Context:
         prompt, unless another vocabulary wrote it. A `helper` may not, is free of the request's grammar, and is to be
         freed.
         """
-        return self.starting(messages, model, helper)
+        return self.starting(Conversation(messages, model, helper))
+
+    def reopen(self, opener: "Opener") -> None:
+        """Let `opener` make this and every other conversation from here on, before anything was answered.
+
+        The prompt is what it makes of the messages of the request. Raises InvalidRequest if that does not fit.
+        """
+        self.prompt = self.reopening(opener)
+
+    def restart(self, messages: Many[Message]) -> None:
+        """Let another conversation take the place of the prompt, before anything was answered.
+
+        Raises InvalidRequest if it does not fit the model. Rewards go on reading the messages of the request.
+        """
+        self.prompt = self.starting(Conversation(messages))
+        self.messages = tuple(messages)
+        self.restarting(self.prompt)
 
     def _written(self, tokens: Iterable[int]) -> Sequence:
         """An answer of given tokens, up to the first that ends it."""

@@ -18,6 +18,7 @@ from trimtab.engine.job import Job
 from trimtab.engine.lane import Lane
 from trimtab.engine.model import Model
 from trimtab.engine.pages import OutOfPages, PagePool
+from trimtab.engine.program import Prefill
 from trimtab.engine.results import EngineStats
 from trimtab.engine.runner import Chunk
 from trimtab.engine.sequence import Sequence
@@ -80,7 +81,8 @@ class Scheduler:
         widths: dict[Model, int] = {}
         first: dict[PagePool, Sequence] = {}
         for job, sequence in list(self._active()):
-            for lane in sequence.lanes if job.run is None else sequence.due:
+            filling = job.run is None or isinstance(job.op, Prefill)
+            for lane in sequence.lanes if filling else sequence.due:
                 pool, model = lane.table.pool, lane.model
                 behind = first.setdefault(pool, sequence) is not sequence
                 if lane.unstored <= 0 or (sequence.duet and job.run and lane.unstored <= CATCH_UP):
@@ -105,7 +107,9 @@ class Scheduler:
         """The turns of every sequence that can go on, those of one sequence together."""
         turns: list[Turn] = []
         for job, sequence in self._active():
-            if job.run is not None and all(self._ready(sequence, lane) for lane in sequence.due):
+            if job.run is None or isinstance(job.op, Prefill):
+                continue
+            if all(self._ready(sequence, lane) for lane in sequence.due):
                 for lane in sequence.due:
                     tokens = lane.pending
                     if sequence.duet is not None and lane is sequence.base:

@@ -164,7 +164,7 @@ class Sequence:
             if self.grammar is not None:
                 self.grammar.take(token)
             if self.text.stopped is not None:
-                self.finish, self.stop_reason = "stop", self.text.stopped
+                self.finish, self.stop_reason = "stop", self.text.stop_reason
             elif self.grammar is not None and self.grammar.complete:
                 self.finish = "stop"
             elif len(self.tokens) >= self.limit:

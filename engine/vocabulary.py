@@ -95,6 +95,13 @@ class Vocabulary:
         words = split_words(text)
         return [id_ for part in (words if len(words) > 1 else text) for id_ in self.continuation(part)]
 
+    def harmless(self, text: str) -> str:
+        """A text in which the strings of special tokens are broken up, so that it opens no turn."""
+        strings = [self.added[id_] for id_ in self.special_ids if id_ in self.added]
+        while found := next((each for each in strings if each.strip() and each in text), None):
+            text = text.replace(found, f"{found[0]} {found[1:]}" if len(found) > 1 else "")
+        return text
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`, without the clean-up of spaces that some tokenizers ask for."""
         return str(
@@ -243,16 +250,18 @@ class TextStream:
         vocabulary: Vocabulary,
         *,
         stop: tuple[str, ...] = (),
+        ends: tuple[str, ...] = (),
         include_stop: bool = False,
         skip_special: bool = True,
         shown: frozenset[int] = frozenset(),
     ) -> None:
-        """`shown` are special tokens that are text all the same."""
+        """`ends` end a text as `stop` do, but are never shown or told of; `shown` are special tokens that are text."""
         self._vocabulary = vocabulary
         self._stop = stop
+        self._ends = ends
         self._include_stop = include_stop
         self._skipped = vocabulary.special_ids - shown if skip_special else frozenset()
-        self._longest = max(map(len, stop), default=0)
+        self._longest = max(map(len, (*stop, *ends)), default=0)
         self._utf8 = _UTF8("replace")  # holds the bytes of an incomplete character
         self._previous: int | None = None
         self._held = ""  # text that may yet turn out to begin a stop string
@@ -263,6 +272,11 @@ class TextStream:
     def text(self) -> str:
         """All text returned so far."""
         return "".join(self._final)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """The string among those asked for that has ended the text."""
+        return self.stopped if self.stopped in self._stop else None
 
     def push(self, token_id: int) -> str:
         """Take one token and return the text that is certain now; nothing after a stop string."""
@@ -289,14 +303,14 @@ class TextStream:
 
     def restart(self, ids: Sequence[int]) -> TextStream:
         """Return a stream with the same options that has taken `ids` and nothing else."""
-        fresh = TextStream(self._vocabulary, stop=self._stop, include_stop=self._include_stop)
+        fresh = TextStream(self._vocabulary, stop=self._stop, ends=self._ends, include_stop=self._include_stop)
         fresh._skipped = self._skipped
         for token_id in ids:
             fresh.push(token_id)
         return fresh
 
     def _emit(self, new: str, last: bool) -> str:
-        if self._stop:
+        if self._longest:
             text = self._held + new
             sure = self._first_stop(text)
             if sure is None:
@@ -309,15 +323,20 @@ class TextStream:
 
     def _first_stop(self, text: str) -> int | None:
         """Return where the text ends because of a stop string, if one is complete."""
-        hits = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        hits = [
+            (at + len(string), quiet, at, string)
+            for quiet, strings in ((False, self._stop), (True, self._ends))
+            for string in strings
+            if (at := text.find(string)) >= 0
+        ]
         if not hits:
             return None
-        end, start, self.stopped = min(hits)
-        return end if self._include_stop else start
+        end, quiet, start, self.stopped = min(hits)
+        return end if self._include_stop and not quiet else start
 
     def _maybe_stop(self, text: str) -> int:
         """Return the length of the longest end of `text` with which a stop string begins."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
+            if any(string.startswith(text[-length:]) for string in (*self._stop, *self._ends)):
                 return length
         return 0

@@ -17,8 +17,8 @@ from typing import TypeVar
 from trimtab.engine.backlog import Load
 from trimtab.engine.engine import Engine
 from trimtab.engine.errors import Cancelled, Draining, Overloaded
-from trimtab.engine.job import Request
 from trimtab.engine.rating import Rating
+from trimtab.engine.request import Request
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from trimtab import LLM, EngineSettings, SamplingParams
 from trimtab.engine.sources import resolve
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(600)]
 

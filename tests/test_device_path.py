@@ -14,7 +14,7 @@ from trimtab.engine.guides import build
 from trimtab.engine.results import Result
 from trimtab.engine.runner import ModelRunner
 from trimtab.engine.sampler import Sampler
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 STRATEGIES: list[dict[str, Any] | None] = [
     None,

@@ -12,7 +12,7 @@ from trimtab import LLM, EngineSettings, Grammar, SamplingParams
 from trimtab.engine.errors import Cancelled, InvalidRequest, Overloaded
 from trimtab.engine.results import Failure
 from trimtab.engine.vocabulary import Message
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from toy import byte_tokenizer
 from trimtab import LLM
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.vocabulary import Message
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 BOS = 257
 ALONE = (

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from trimtab import LLM
 from trimtab.engine.vocabulary import Message
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 EOS = 256
 ROWS = 262

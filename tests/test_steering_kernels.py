@@ -19,7 +19,7 @@ from trimtab.kernels import compiled as compiled_loops
 from trimtab.kernels.backend import Backend
 from trimtab.kernels.philox import Keys
 from trimtab.kernels.survivors import RowParams
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 REQUESTS: dict[str, tuple[Mapping[str, Any] | None, dict[str, Any]]] = {
     "plain": (None, {}),

@@ -16,7 +16,7 @@ from toy import byte_tokenizer
 from trimtab import LLM, SamplingParams
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.results import Result
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 LONG = "a prompt of several pages, so that there is something to share between two requests"
 

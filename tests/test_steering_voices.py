@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from trimtab import LLM, SamplingParams
 from trimtab.engine.results import Delta, Result
 from trimtab.engine.words import word_starts
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 LETTERS = "abcdehilnorstuwy "
 EOS = 256

@@ -15,7 +15,7 @@ from trimtab import LLM
 from trimtab.engine.errors import Cancelled, GuideError, InvalidRequest
 from trimtab.engine.guides.base import HeadGuide, ScorerGuide
 from trimtab.engine.results import Failure, Result
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 
 STEER: list[dict[str, Any]] = [
     {"strategy": "genarm", "arm": "arm"},

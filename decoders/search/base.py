@@ -7,6 +7,7 @@ from math import fsum, inf, isnan
 from typing import Any, ClassVar, Self
 
 from trimtab.decoders.params import Params
+from trimtab.decoders.preference import Resolved
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.select import Argmax, Entry, Rule, Watch
 from trimtab.decoders.steer.draft import Draft
@@ -186,8 +187,16 @@ class Search(Params):
     """the parameter to raise where it ends with fewer answers than choices are asked for; `rows_field` if None"""
     measures: ClassVar[bool] = False
     """it reads `Sequence.measures`: log-probabilities, KL and entropy of every token"""
+    preferable: ClassVar[frozenset[str]] = frozenset({"reward"})
     own_scores: ClassVar[bool] = False
     """its answers are chosen by scores of its own, of which the reward is a part that a parameter may turn off"""
+
+    @classmethod
+    def preferred(cls, given: dict[str, Any], preference: Resolved) -> dict[str, Any]:
+        """The reward, of a search that cannot do without: the attributes' rewards by their weights."""
+        field = cls.model_fields.get("reward")
+        needed = field is not None and field.annotation is Expression and field.is_required()
+        return {**given, "reward": preference.reward} if needed and given.get("reward") is None else given
 
     def rule(self) -> Rule:
         """How the choices are found among the answers where the request does not say."""

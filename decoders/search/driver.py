@@ -1,19 +1,39 @@
 """Runs a search for a request: calibration before, and the best so far when the budget ends it early."""
 
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from math import isnan
-from typing import Any
+from typing import Any, NamedTuple
 
+from trimtab.decoders.prompt.base import PromptPart
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Scale, Search, SearchContext, entry, worth
 from trimtab.decoders.select import Guarded, Rule, Watch
-from trimtab.engine.program import Answer, Context, Extend, Op, Score
+from trimtab.engine.program import Answer, Context, Extend, Op, Preferences, Prefill, Score
+from trimtab.engine.request import Opener
 from trimtab.engine.sequence import Sequence
 
 LAST_BATCH = 32
 """answers that are still scored when the time is up"""
+
+
+class Weighed(NamedTuple):
+    """A request by the weights that a preference guide has told."""
+
+    program: "SearchProgram"
+    opener: Opener
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """What is to be asked before a search whose request leaves its preference to the prompt."""
+
+    guide: str
+    compile: Callable[[Mapping[str, float]], Weighed]
+    """the request by weights of rewards; raises InvalidRequest where a floor forbids them"""
+    weighed: list["SearchProgram"] = field(default_factory=list)
+    """the program by those weights, once they are known"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +46,26 @@ class SearchProgram:
     """of this request; filled as the search runs"""
     watch: Watch | None = None
     """what the operator demands of the end"""
+    preparing: tuple[tuple[int, PromptPart], ...] = ()
+    """the prompt parts that have texts written before, each with its number among the prompt parts"""
+    told: tuple[dict[str, Any], ...] = ()
+    """what the prompt parts told at admission, one for each; those that prepare add to it"""
+    weighing: Weighing | None = None
+    """how this program becomes another one, which is the one to run"""
+    preference: Mapping[str, float] | None = None
+    """weights of attributes that a guide has told"""
 
     def rows(self, choices: int) -> int:
-        """Sequences that decode at the same time at most, while calibrating too."""
-        return max(self.search.rows(choices), self._samples)
+        """Sequences that decode at the same time at most, while preparing and calibrating too."""
+        return max(self.search.rows(choices), self._samples, *(part.rows for _, part in self.preparing))
 
     def run(self, context: Context) -> Generator[Op, Any, Answer]:
-        """The search, after the base's own answers if a reward is measured against them."""
+        """The search, after what prompt parts have written, and the base's own answers where rewards need them."""
+        if self.weighing is not None:
+            return (yield from self._weighed(context, self.weighing))
         own = SearchContext.of(context, self.select, self.scale, self.watch)
+        if self.preparing:
+            yield from self._prepare(own)
         if self._samples:
             yield from self._calibrate(own)
         answer = yield from self.search.run(own)
@@ -47,6 +79,8 @@ class SearchProgram:
 
     def interrupted(self, context: Context, reason: str) -> Generator[Op, Any, Answer]:
         """The best finished answers so far, or else the best partial ones; what was streamed stands."""
+        if self.weighing is not None and self.weighing.weighed:
+            return (yield from self.weighing.weighed[0].interrupted(context, reason))
         own = SearchContext.of(context, self.select, self.scale, self.watch)
         alive = [each for each in context.prompt.family if each.candidate and each is not context.prompt]
         streamed = sorted((each for each in alive if each.choice is not None), key=lambda each: each.choice or 0)
@@ -119,10 +153,32 @@ class SearchProgram:
         passed = any(each is not None for each in places)
         return replace(answer, choices=choices, stopped_by=answer.stopped_by if passed else "abstained")
 
+    def _weighed(self, context: Context, weighing: Weighing) -> Generator[Op, Any, Answer]:
+        """Ask the preference guide, and run the request by what it says."""
+        program, opener = weighing.compile((yield Preferences(weighing.guide)))
+        weighing.weighed.append(program)
+        context.reopen(opener)
+        if not program.preparing:
+            yield Prefill([context.prompt])
+        return (yield from program.run(context))
+
+    def _prepare(self, context: SearchContext) -> Generator[Op, Any, None]:
+        """Let the prompt parts make another conversation, and begin anew with it."""
+        messages = context.messages
+        for number, part in self.preparing:
+            messages, report = yield from part.prepare(context, messages)
+            self.told[number].update(report if self.watch is None else _wordless(report, ()))
+        context.restart(messages)
+        yield Prefill([context.prompt])
+
     def _reported(self, answer: Answer) -> Answer:
-        """The answer with the weights that preference guides gave the rewards."""
-        given = self.scale.preferences
-        return replace(answer, report={**answer.report, "weights": dict(given)}) if given else answer
+        """The answer with what the prompt parts tell, and the weights that preference guides gave the rewards."""
+        told: dict[str, Any] = {"prompt": list(self.told)} if self.told else {}
+        if self.scale.preferences:
+            told["weights"] = dict(self.scale.preferences)
+        if self.preference is not None:
+            told["preference"] = dict(self.preference)
+        return replace(answer, report={**answer.report, **told}) if told else answer
 
     @property
     def _final(self) -> Expression | None:

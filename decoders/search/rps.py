@@ -8,13 +8,15 @@ system message states each, and of the k answers the one with the highest v . r 
 from collections.abc import Generator
 from collections.abc import Sequence as Many
 from math import isnan, radians
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from trimtab.decoders.params import Weight
+from trimtab.decoders.preference import Resolved
+from trimtab.decoders.prompt.system import with_system
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext
@@ -31,10 +33,14 @@ class RobustPreferenceSelection(Search):
     """Answer under preferences near the user's, return the best by the user's own."""
 
     rows_field: ClassVar[str] = "directions"
+    preferable: ClassVar[frozenset[str]] = frozenset({"preference"})
     preference: dict[str, Weight] = Field(
         min_length=2,
         max_length=8,
         description="weight of each attribute, by the name of the reward that measures it; only their ratios count",
+    )
+    rewards: dict[str, Expression] | None = Field(
+        None, description="what measures attributes, where it is not the reward of the same name"
     )
     directions: int = Field(5, ge=1, le=32, description="directions to answer under, one answer each")
     angle: float = Field(30.0, ge=0.0, le=90.0, description="degrees that a direction may lie off the user's")
@@ -46,6 +52,23 @@ class RobustPreferenceSelection(Search):
             raise ValueError("a preference of zeros has no direction: give an attribute a weight")
         return preference
 
+    @model_validator(mode="after")
+    def _measures_what_counts(self) -> Self:
+        for name in self.rewards or {}:
+            if name not in self.preference:
+                raise ValueError(f"rewards: {name!r} is no attribute of the preference: leave it out")
+        return self
+
+    @classmethod
+    def preferred(cls, given: dict[str, Any], preference: Resolved) -> dict[str, Any]:
+        """The direction of the preference's weights, with what measures its attributes."""
+        if given.get("preference") is not None:
+            return given
+        measures = preference.measures
+        others = {name: reward for name, reward in measures.items() if reward != Expression.of(name)}
+        weights = {name: preference.weights[name] for name in measures}
+        return {**given, "preference": weights, **({"rewards": others} if others else {})}
+
     def rows(self, choices: int) -> int:
         return self.directions
 
@@ -53,8 +76,9 @@ class RobustPreferenceSelection(Search):
         return self.directions
 
     def expressions(self) -> dict[str, Expression]:
+        own = self.rewards or {}
         terms = tuple(
-            Expression(guide=name, weight=float(weight))
+            own.get(name, Expression.of(name)).scaled(float(weight))
             for name, weight in zip(self.preference, self._direction, strict=True)
         )
         return {"preference": Expression(sum=terms)}
@@ -82,11 +106,7 @@ class RobustPreferenceSelection(Search):
         stated = ", ".join(
             f"{name} {round(100 * part)} %" for name, part in zip(self.preference, direction, strict=True)
         )
-        text = f"Preferences for the answer: {stated}."
-        if messages and messages[0]["role"] in ("system", "developer"):
-            own, *rest = messages
-            return (Message(role=own["role"], content=f"{own['content']}\n\n{text}"), *rest)
-        return (Message(role="system", content=text), *messages)
+        return with_system(messages, f"Preferences for the answer: {stated}.")
 
 
 def nearby(direction: Floats, angle: float, count: int, random: np.random.Generator) -> Floats:

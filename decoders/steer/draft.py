@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import fsum
 
+from trimtab.decoders.invalid import meant
 from trimtab.decoders.steer.roles import Roles
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.base import Guide, HeadGuide, ScorerGuide
@@ -37,6 +38,8 @@ class PromptView:
 
     system: str | None = None
     """this system message instead; None: as it is"""
+    added: str | None = None
+    """this text at the end of the system message"""
     drop_system: bool = False
     empty: bool = False
     """nothing of the prompt at all"""
@@ -54,7 +57,7 @@ class _Reading:
     guide: str
     view: PromptView = AS_IT_IS
     plain: bool = False
-    """without the request's control vectors"""
+    """without the request's adapter and control vectors"""
     called: bool = False
     """only when the search calls for it"""
 
@@ -85,6 +88,8 @@ class Draft:
         """weights, each with the path of the field that it comes from"""
         self._limit = 0
         self._vectors: dict[str, list[float]] = {}
+        self._adapted: Variant | None = None
+        """the base's adapter and its scales, once a part has named them"""
         self._hidden: HiddenEdit | None = None
         self._gate: tuple[str, GatePlan] | None = None
         self._measured = False
@@ -156,8 +161,28 @@ class Draft:
         self._roles.vector(guide, self._path(field))
         self._vectors.setdefault(guide, []).append(coeff)
 
+    def adapt(
+        self, guide: str, scales: Mapping[str, float], *, general: float = 1.0, field: str, scales_field: str
+    ) -> None:
+        """Run the base with an adapter, its blocks scaled: by attribute, 0 for those left out, and the general one.
+
+        `scales_field` is the field of the request that names the attributes.
+        """
+        path = self._path(field)
+        attributes = self._roles.divided(guide, path).attributes
+        if unknown := [name for name in scales if name not in attributes]:
+            raise InvalidRequest(
+                f"guide {guide!r} has no attribute {unknown[0]!r}{meant(unknown[0], attributes) or ';'} "
+                f"it knows {', '.join(attributes)}",
+                param=f"{self._path(scales_field)}.{unknown[0]}",
+            )
+        if self._adapted is not None:
+            raise InvalidRequest("two parts adapt the base: leave one out", param=path)
+        factors = general, *(scales.get(name, 0.0) for name in attributes)
+        self._adapted = Variant(adapter=guide, scales=factors) if any(factors) else PLAIN
+
     def reference(self, *, field: str) -> None:
-        """Run the base without control vectors beside, as what reports compare with."""
+        """Run the base as it is beside, without adapter and control vectors, as what reports compare with."""
         self._shape(field)
         self._measured = True
 
@@ -188,6 +213,10 @@ class Draft:
         if guide != BASE:
             self._roles.language(guide, self._path(field))
 
+    def embedder(self, guide: str, *, field: str) -> None:
+        """Let an embedding guide read the query at admission."""
+        self._roles.embedding(guide, self._path(field))
+
     def weigh(self, guide: str, rewards: Collection[str], *, field: str) -> None:
         """Let a preference guide say what `rewards` count; they are those that it was fitted for."""
         path = self._path(field)
@@ -215,7 +244,7 @@ class Draft:
         """The plan of everything asked for; InvalidRequest for parts that cannot stand together."""
         self._check()
         coefficients = ((name, fsum(each)) for name, each in sorted(self._vectors.items()))  # sorted: equal cache keys
-        variant = Variant(vectors=tuple((name, coeff) for name, coeff in coefficients if coeff))
+        variant = replace(self._adapted or PLAIN, vectors=tuple((name, coeff) for name, coeff in coefficients if coeff))
         lanes: dict[_Reading, LanePlan] = {}
 
         def lane(reading: _Reading) -> int:
@@ -264,7 +293,7 @@ class Draft:
         return candidates and replace(candidates, top_k=min(candidates.top_k, self._vocab_size))
 
     def _lane(self, reading: _Reading, variant: Variant) -> LanePlan:
-        """The lane of a reading; a second prompt of the base is steered by the same vectors as the first."""
+        """The lane of a reading; a second prompt of the base runs through the same variant as the first."""
         prompt = self._prompts(reading.guide, reading.view)
         if reading.guide == BASE:
             if not reading.plain and prompt == self._prompts(BASE, AS_IT_IS):
@@ -294,7 +323,7 @@ class Draft:
             )
         if self._power and len(self._mixing) > 1:
             raise InvalidRequest(
-                "a power mean of distributions cannot be mixed further: leave the other part out or set alpha to 0",
+                "a power mean of distributions cannot be mixed further: leave the other part out",
                 param=self._power_path,
             )
         top_k = min(self._candidates.top_k, self._vocab_size) if self._candidates else 0

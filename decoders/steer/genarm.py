@@ -1,10 +1,11 @@
 """GenARM: autoregressive reward models beside the base (Xu et al. 2024, arXiv 2410.08193)."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from trimtab.decoders.params import Weight
+from trimtab.decoders.preference import Resolved
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -17,6 +18,13 @@ class GenArm(Steer):
     arm: str | None = Field(None, description="name of the one autoregressive reward model")
     alpha: Weight = Field(1.0, description="weight of the arm; scales all of `arms`")
     arms: dict[str, Weight] | None = Field(None, min_length=1, description="several, each with its weight")
+
+    @classmethod
+    def preferred(cls, given: dict[str, Any], preference: Resolved) -> dict[str, Any]:
+        """The arms of the attributes that have one; the others are left to other parts."""
+        arms = preference.arms
+        named = given.get("arm") is not None or given.get("arms") is not None
+        return given if named or not arms else {**given, "arms": arms}
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

@@ -5,6 +5,7 @@ from typing import TypeVar, cast
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.base import (
+    EmbeddingGuide,
     Guide,
     HeadGuide,
     LanguageGuide,
@@ -68,6 +69,17 @@ class Roles:
             )
         return guide
 
+    def divided(self, name: str, path: str) -> LanguageGuide:
+        """An adapter of the base with a block for each of its attributes."""
+        guide = self.language(name, path)
+        if not guide.attributes:
+            others = (each for each in self._guides.values() if isinstance(each, LanguageGuide) and each.attributes)
+            known = ", ".join(sorted(each.name for each in others)) or "none (trimtab train panacea makes one)"
+            raise InvalidRequest(
+                f"guide {name!r} has no blocks that a preference could scale; those that have: {known}", param=path
+            )
+        return guide
+
     def vector(self, name: str, path: str) -> VectorGuide:
         """A control vector."""
         return self._find(name, (VectorGuide,), "a control vector (role 'vector')", path)
@@ -75,6 +87,10 @@ class Roles:
     def preference(self, name: str, path: str) -> PreferenceGuide:
         """What weighs rewards by the prompt."""
         return self._find(name, (PreferenceGuide,), "preference weights (role 'preference')", path)
+
+    def embedding(self, name: str, path: str) -> EmbeddingGuide:
+        """What turns texts into vectors."""
+        return self._find(name, (EmbeddingGuide,), "an embedding model (role 'embedding')", path)
 
     def is_head(self, name: str) -> bool:
         """Whether a guide reads the base's hidden state and so needs no lane."""

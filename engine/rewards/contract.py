@@ -65,13 +65,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What was found of one reward model."""
+    """What was found of one model: a reward, or one that embeds texts."""
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether scores can be relied on."""
+        """Whether scores, or vectors, can be relied on."""
         return all(each.ok for each in self.findings)
 
 

@@ -2,24 +2,25 @@
 
 import gc
 import secrets
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from trimtab.compiling import Compiler, text_of
+from trimtab.compiling import Compiler, query_of
+from trimtab.decoders.attributes import Attribute, default_attributes
 from trimtab.decoders.floor import Floor
 from trimtab.decoders.params import require_reward
+from trimtab.decoders.preference import Personal
+from trimtab.decoders.prompt.framing import Framing
 from trimtab.decoders.registry import strategies
-from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
-from trimtab.engine.backlog import Load
+from trimtab.decoders.steer.roles import Roles
+from trimtab.embedding import Embedding
 from trimtab.engine.device import bound_caches
 from trimtab.engine.engine import Engine
 from trimtab.engine.errors import GuideInUse, InvalidRequest, Overloaded
@@ -27,11 +28,11 @@ from trimtab.engine.grammar import Grammar, Grammars
 from trimtab.engine.guides.base import Guide
 from trimtab.engine.guides.card import Card
 from trimtab.engine.guides.config import GuideConfig
+from trimtab.engine.guides.embedding import Vectors
 from trimtab.engine.guides.loaded import Guides
-from trimtab.engine.job import Opener, Request
 from trimtab.engine.model import Model
-from trimtab.engine.plan import SteerPlan
 from trimtab.engine.rating import Rating
+from trimtab.engine.request import Request
 from trimtab.engine.results import Deliver, EngineStats, Result
 from trimtab.engine.rewards import Judgement, Pair, Reward
 from trimtab.engine.rewards.contract import Contract
@@ -41,84 +42,16 @@ from trimtab.engine.sources import short_name
 from trimtab.engine.vocabulary import Message
 from trimtab.engine.worker import Worker
 from trimtab.offline import run_all
+from trimtab.requests import GenerationRequest, PreparedRequest
 from trimtab.room import answer_room
 from trimtab.stock import Stock
 
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One request before it is validated; exactly one of `prompt` and `messages` is given."""
-
-    prompt: str | Sequence[int] | None = None
-    messages: tuple[Message, ...] | None = None
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    n: int = 1
-    """choices to return"""
-    decoding: Mapping[str, Any] | None = None
-    """strategy and parameters, as over the wire; absent: plain sampling"""
-    cache_salt: str = ""
-    """requests share cached prefixes only with requests of the same salt"""
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    progress: bool = False
-    """tell of the search's progress, as events"""
-    priority: int = 0
-    """lower ones are served first, whatever waits behind them"""
-    add_special_tokens: bool = True
-    """for text prompts: let the tokenizer add what it puts before a text (BOS)"""
-    grammar: Grammar | None = None
-    """what every answer must satisfy, but a refusal to answer (rule `abstain`)"""
-    prompt_logprobs: int | None = None
-    """tell of each token of the prompt its log-probability under the base, and so many best tokens beside it"""
-    tools: tuple[Mapping[str, Any], ...] = ()
-    """functions that the chat template tells the model of, in OpenAI's form"""
-    shown_tokens: frozenset[int] = frozenset()
-    """special tokens that stand in the text, though `skip_special_tokens` leaves out the others"""
-    floor: Floor | None = None
-    """the operator's, which `decoding` is laid upon"""
-    trusted: bool = False
-    """`decoding` is the operator's own, too: it may name what the floor is made of"""
+if TYPE_CHECKING:
+    from trimtab.decoders.library import Library
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A request that can run: tokenised, every limit checked, the seed drawn."""
-
-    request: GenerationRequest
-    prompt_ids: "array[int]"
-    spec: DecodingSpec
-    plan: SteerPlan
-    max_tokens: int
-    rows: int
-    opener: Opener
-    """of other conversations that the search may hold"""
-    needs: Mapping[str, object] = field(default_factory=dict)
-    """what the request asks of guides, by name: the guides, and rewards that are none, as they were when it was made"""
-
-    @property
-    def guides(self) -> frozenset[str]:
-        """Names of the guides that the request needs."""
-        return frozenset(self.needs)
-
-    @property
-    def load(self) -> Load:
-        """What it adds to the queue."""
-        return Load(1, self.rows, len(self.prompt_ids) + self.max_tokens)
-
-    @property
-    def strategy(self) -> str:
-        return self.spec.strategy
-
-    @property
-    def searches(self) -> bool:
-        """Whether the program considers more answers than it returns."""
-        return not isinstance(self.spec.search, Sample)
-
-    @property
-    def decoding(self) -> dict[str, Any]:
-        """The resolved `decoding` object, as it is echoed in the response."""
-        return self.spec.dump()
+EMBEDDED_AT_ONCE = 64
+"""norms whose vectors one request may have to wait for"""
 
 
 class LLM:
@@ -127,9 +60,22 @@ class LLM:
     Loading raises ModelLoadError. Use it as a context manager, or `close()` it, to stop its thread.
     """
 
-    def __init__(self, model: str | None = None, *, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        settings: EngineSettings | None = None,
+        library: "Library | None" = None,
+        attributes: Mapping[str, Attribute] | None = None,
+    ) -> None:
+        """`library` holds norms and profiles; the caller closes it.
+
+        `attributes` are what preferences weigh; absent: `default_attributes`.
+        """
         settings = settings or EngineSettings()
+        self.library = library
         self.settings = settings if model is None else settings.with_model(model)
+        self.attributes = default_attributes(self.settings.model) if attributes is None else attributes
         self.model_name = short_name(self.settings.model)
         self.stats = EngineStats()
         self._grammars = Grammars()
@@ -168,7 +114,7 @@ class LLM:
 
     @property
     def contracts(self) -> Mapping[str, Contract]:
-        """Of the rewards that are models."""
+        """Of the rewards that are models, and of embedding models."""
         return self.loaded.contracts
 
     @property
@@ -183,12 +129,12 @@ class LLM:
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
-        spec = DecodingSpec.parse(request.decoding)
+        loaded = self.loaded  # one view, whatever comes and goes meanwhile
+        spec = DecodingSpec.parse(request.decoding, self.personal(request.tenant))
         if request.floor is not None:
             own = None if request.trusted else request.decoding
             request.floor.check_conversation(request.messages or (), request.tools, own, self.vocabulary)
             spec, _ = request.floor.apply(spec, choices=request.n, trusted=request.trusted)
-        loaded = self.loaded  # one view, whatever comes and goes meanwhile
         spec.check(choices=request.n, rewards=loaded.judges)
         for name in () if spec.watch is None else spec.watch.guides:
             require_reward(name, loaded.judges, path="floor.guard")
@@ -218,8 +164,8 @@ class LLM:
             if max(ids, default=0) >= size:
                 raise InvalidRequest(f"{name}: token id {max(ids)} is outside the vocabulary of {size}", param=name)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        compiler = Compiler(loaded, request, spec, sampling, seed)
-        prompt, plan, named = compiler.compile(request)
+        compiler = Compiler(loaded, request, spec, sampling, seed, self._framing(request, spec))
+        prompt, plan, named = compiler.first()
         if request.grammar is not None:
             self._grammars.start(request.grammar, self.vocabulary)
         if plan.gate is not None and not self.vocabulary.exact:
@@ -229,9 +175,37 @@ class LLM:
             )
         field = "prompt" if request.messages is None else "messages"
         max_tokens = answer_room(loaded.models, len(prompt), plan, field=field)
-        opener = partial(compiler.open, max_tokens)
         needs = {name: loaded.by_name.get(name, loaded.rewards.get(name)) for name in named}
-        return PreparedRequest(request, prompt, spec, plan, max_tokens, rows, opener, needs)
+        return PreparedRequest(request, prompt, spec, plan, max_tokens, rows, compiler, needs)
+
+    def _framing(self, request: GenerationRequest, spec: DecodingSpec) -> Framing:
+        """What the prompt parts of a request put around its conversations."""
+        framing = Framing(
+            query_of(request, self.vocabulary),
+            self.vocabulary,
+            context_length=self.context_length,
+            library=self.library,
+            tenant=request.tenant,
+            attributes=self.attributes,
+            embed=self._embed_query,
+        )
+        spec.frame(framing)
+        return framing
+
+    def _embed_query(self, guide: str, text: str, path: str) -> Vectors:
+        """The vector (D,) of a query, and before it those of some norms that have none yet."""
+        encoder = Roles(self.guides, self._base.runner.vocab_size).embedding(guide, path).encoder
+        if self.library is not None:
+            self.library.norms.embed_missing(
+                encoder.digest, lambda texts: self.embed(guide, texts).result(), most=EMBEDDED_AT_ONCE
+            )
+        vector: Vectors = self.embed(guide, [text], query=True).result()[0]
+        return vector
+
+    def personal(self, tenant: str | None) -> Personal:
+        """What preferences of a tenant's requests may refer to."""
+        profile = None if self.library is None else partial(self.library.profiles.get, tenant)
+        return Personal(self.attributes, self.guides, profile)
 
     def check(self, decoding: Mapping[str, Any]) -> None:
         """Raise InvalidRequest unless requests that decode like this can run here."""
@@ -247,7 +221,7 @@ class LLM:
 
     def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
         """Start a request; `deliver` gets its events from the engine's thread. Raises Overloaded."""
-        request, sampling = prepared.request, prepared.plan.sampling
+        request, compiler = prepared.request, prepared.compiler
         messages = request.messages
         if messages is None:
             text = request.prompt if isinstance(request.prompt, str) else self.vocabulary.decode(prepared.prompt_ids)
@@ -258,15 +232,16 @@ class LLM:
                 deliver=deliver,
                 prompt=prepared.prompt_ids,
                 messages=messages,
-                program=prepared.spec.program,
+                program=compiler.program(prepared.max_tokens),
                 plan=prepared.plan,
-                text=text_of(self.vocabulary, sampling, request.shown_tokens),
+                text=compiler.text(),
                 choices=request.n,
                 rows=prepared.rows,
                 max_tokens=prepared.max_tokens,
                 budget=prepared.spec.budget,
                 progress=request.progress,
-                opener=prepared.opener,
+                opener=partial(compiler.open, prepared.max_tokens),
+                pinned=compiler.pinned,
                 grammar=None if request.grammar is None else partial(self._grammars.start, request.grammar),
                 translations=self.loaded.translations,
                 salt=request.cache_salt.encode(),
@@ -308,6 +283,23 @@ class LLM:
         except BaseException:
             future.cancel()
             raise
+
+    def embed(self, guide: str, texts: Sequence[str], *, query: bool = False) -> "Future[Vectors]":
+        """Queue texts for an embedding guide: unit vectors (N, D), computed in parts between the engine's ticks.
+
+        The future may be cancelled; it fails with GuideError if the guide does. Raises InvalidRequest for a guide that
+        embeds nothing and a text that it cannot read, and Overloaded. Works in any thread.
+        """
+        roles = Roles(self.guides, self._base.runner.vocab_size)
+        return Embedding(
+            roles.embedding(guide, "guide"),
+            texts,
+            query=query,
+            budget=self.settings.prefill_tokens,
+            worker=self._worker,
+            stats=self.stats,
+            loaded=lambda asked: self.guides.get(guide) is asked,
+        ).future
 
     def cancel(self, handle: object) -> None:
         """Give a request up; its rows and pages are free one tick later. Any thread, any time."""

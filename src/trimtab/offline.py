@@ -10,7 +10,8 @@ from tqdm import tqdm
 from trimtab.engine.results import Event, Failure, Result
 
 if TYPE_CHECKING:
-    from trimtab.llm import LLM, PreparedRequest
+    from trimtab.llm import LLM
+    from trimtab.requests import PreparedRequest
 
 
 def run_all(

@@ -312,7 +312,7 @@ def test_every_option_changes_something(name: str, option: str) -> None:
 def test_every_option_is_tried() -> None:
     """But rewards that are named anyway, and what has tests of its own."""
     elsewhere = {
-        "cbs": {"value"}, "deal": {"constraint"}, "treebon": {"value"}, "qalign": {"burn_in"},
+        "cbs": {"value"}, "deal": {"constraint"}, "treebon": {"value"}, "qalign": {"burn_in"}, "rps": {"rewards"},
     }  # fmt: skip
     for name, options in OPTIONS.items():
         known = set(strategies()[name].params.model_fields)

@@ -39,6 +39,7 @@ STEERS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "mixture": ({"weights": {"a": 1.0, "b": 1.0}}, {"a", "b"}),
     "mod": ({"weights": {"a": 0.5, "b": 0.5}}, {"a", "b"}),
     "nudging": ({"aligned": "a"}, {"a"}),
+    "panacea": ({"guide": "a", "preference": {"x": 1.0}}, {"a"}),
     "pad": ({"arm": "a"}, {"a"}),
     "proxy_tuning": ({"expert": "a", "antiexpert": "b"}, {"a", "b"}),
     "rad": ({"reward": "a"}, {"a"}),

@@ -195,6 +195,7 @@ def test_attributes_are_rewards_and_choices_are_directions() -> None:
     assert spec.dump() == {
         "strategy": "rps",
         "preference": {"kind": 1.0, "brief": -2.0},
+        "rewards": None,
         "directions": 5,
         "angle": 30.0,
     }

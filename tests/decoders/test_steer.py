@@ -50,10 +50,13 @@ def head(width: int) -> ValueHead:
     return ValueHead([torch.zeros(width, 2)], [torch.zeros(width)])
 
 
+EVEN = (1.0, 0.5, 0.5)
+"""scales of an adapter with two attributes that count alike"""
 GUIDES: dict[str, Guide] = {
     "a": LanguageGuide("a", model("a"), translation=SAME),
     "b": LanguageGuide("b", model("b"), translation=SAME),
     "adapter": LanguageGuide("adapter", model(BASE), Variant(adapter="adapter"), SAME),
+    "wishes": LanguageGuide("wishes", model(BASE), Variant("wishes", scales=EVEN), SAME, attributes=("x", "y")),
     "foreign": LanguageGuide("foreign", model("foreign", 99)),
     "rm": ScorerGuide("rm", model("rm"), lambda hidden: hidden, "reward", translation=SAME),
     "v": ScorerGuide("v", model("v"), lambda hidden: hidden, "value", translation=SAME),
@@ -285,6 +288,25 @@ PRESETS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({"strategy": "control_vector", "vector": "c", "coeff": 0.0, "measure_kl": True}, {}),
     (
+        {"strategy": "panacea", "guide": "wishes", "preference": {"y": 1.5, "x": 0.5}},
+        {"variant": Variant("wishes", scales=(1.0, 0.25, 0.75))},
+    ),
+    (
+        {
+            "strategy": "panacea",
+            "guide": "wishes",
+            "preference": {"y": 1.5},
+            "normalise": False,
+            "strength": 2.0,
+            "measure_kl": True,
+        },
+        {
+            "variant": Variant("wishes", scales=(2.0, 0.0, 3.0)),
+            "lanes": (lane(BASE, variant=Variant()),),
+            "reference": 0,
+        },
+    ),
+    (
         {"strategy": "mixture", "weights": {"a": 0.1, "base": 0.3}},
         {"lanes": mixed("a"), "base_weight": 0.3, "mixture": (Mixed(0, 0.1),)},
     ),
@@ -371,7 +393,7 @@ def test_k_beyond_the_vocabulary_is_the_vocabulary() -> None:
 @pytest.mark.parametrize(
     ("decoding", "param", "words"),
     [
-        ({"strategy": "genarm", "arm": "no"}, "arm", r"no guide is named 'no'.*'lm'.*a, adapter, b, foreign$"),
+        ({"strategy": "genarm", "arm": "no"}, "arm", r"no guide is named 'no'.*'lm'.*a, adapter, b, foreign, wishes$"),
         ({"strategy": "genarm", "arms": {"rm": 1.0}}, "arms", "'rm' has the role 'reward'"),
         ({"strategy": "ivl", "value": "foreign"}, "value", "vocabulary 99, base 300.*nudging or wsd"),
         ({"strategy": "proxy_tuning", "expert": "a", "antiexpert": "c"}, "antiexpert", "role 'vector'"),

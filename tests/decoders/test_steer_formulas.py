@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zoo import BASE, EOS, HEADS, LMS, PROMPT, SCORERS, VECTORS, Array, V, log_softmax, positions, whole, zoo
+from zoo import BASE, BLOCKS, EOS, HEADS, LMS, PROMPT, SCORERS, VECTORS, Array, V, log_softmax, positions, whole, zoo
 
 from trimtab.decoders.registry import strategies
 from trimtab.engine.grammar import Grammar
@@ -185,6 +185,10 @@ FORMULAS: dict[str, tuple[dict[str, Any], Formula]] = {
     "control_vector": (
         {"vector": "c", "coeff": -0.5, "measure_kl": True},
         lambda p: p.score(p.z() - 0.5 * VECTORS["c"]),
+    ),
+    "panacea": (
+        {"guide": "p", "preference": {"x": 3.0, "y": 1.0}, "strength": 0.7, "measure_kl": True},
+        lambda p: p.score(p.z() + 0.7 * np.array([1.0, 0.75, 0.25]) @ BLOCKS["p"]),
     ),
     "mixture": (
         {"weights": {"base": -0.4, "a": 1.1, "b": 0.2}},

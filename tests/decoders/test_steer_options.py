@@ -66,6 +66,11 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("control_vector", "vector"): {"vector": "c2"},
     ("control_vector", "coeff"): {"coeff": -1.0},
     ("control_vector", "measure_kl"): {"measure_kl": True},
+    ("panacea", "guide"): {"guide": "p2"},
+    ("panacea", "preference"): {"preference": {"x": 0.25, "y": 0.75}},
+    ("panacea", "normalise"): {"preference": {"x": 3.0, "y": 1.0}, "normalise": False},
+    ("panacea", "strength"): {"strength": -0.5},
+    ("panacea", "measure_kl"): {"measure_kl": True},
     ("mixture", "weights"): {"weights": {"a": 0.5, "base": 0.0}},
     ("candidates", "top_k"): {"top_k": 2},
     ("candidates", "top_p"): {"top_p": 0.5},
@@ -84,7 +89,8 @@ GATED: dict[tuple[str, str], dict[str, Any]] = {
     ("wsd", "threshold"): {"threshold": 0.1},
     ("wsd", "draft"): {"draft": 1},
 }
-REPORTED, FILTER = ("control_vector", "measure_kl"), ("fudge", "limit")  # these leave scores as they are
+REPORTED = ("control_vector", "measure_kl"), ("panacea", "measure_kl")
+FILTER = ("fudge", "limit")  # these leave scores as they are
 
 
 def test_every_option_has_a_case() -> None:
@@ -110,7 +116,7 @@ def first_step(results: list[Result]) -> list[float]:
     return logprobs
 
 
-@pytest.mark.parametrize(("strategy", "field"), [key for key in CHANGES if key not in (REPORTED, FILTER)])
+@pytest.mark.parametrize(("strategy", "field"), [key for key in CHANGES if key not in (*REPORTED, FILTER)])
 def test_an_option_changes_tokens_and_their_distribution(strategy: str, field: str) -> None:
     toy, base = zoo(), BASES[strategy]
     before, after = run(toy, strategy, base), run(toy, strategy, base | CHANGES[strategy, field])
@@ -130,9 +136,10 @@ def test_the_limit_of_fudge_draws_its_best_scores() -> None:
     assert len(set(drawn(after))) == 1
 
 
-def test_measure_kl_compares_with_the_plain_model() -> None:
+@pytest.mark.parametrize("strategy", [strategy for strategy, _ in REPORTED])
+def test_measure_kl_compares_with_the_plain_model(strategy: str) -> None:
     toy = zoo()
-    before, after = (run(toy, "control_vector", BASES["control_vector"] | more) for more in ({}, CHANGES[REPORTED]))
+    before, after = (run(toy, strategy, BASES[strategy] | more) for more in ({}, {"measure_kl": True}))
     assert drawn(before) == drawn(after)
     for one, other in zip(before, after, strict=True):
         unmeasured, measured = one.choices[0].steering, other.choices[0].steering

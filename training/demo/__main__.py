@@ -5,29 +5,35 @@ a run that was interrupted goes on. What a guide needs to be loaded is then copi
 """
 
 import json
+import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from trimtab.engine.errors import TrimtabError
 from trimtab.engine.guides.folders import SHIPPED
 from trimtab.training.cli import train
 from trimtab.training.data import Prompted, read
 from trimtab.training.demo.ratings import write_ratings
+from trimtab.training.demo.wishes import write_wishes
 from trimtab.training.errors import TrainingError
 from trimtab.training.options import (
     ArmOptions,
     ExpertOptions,
     Lora,
+    PanaceaOptions,
+    PreferenceOptions,
     RewardOptions,
     Sampled,
     Source,
     ValueOptions,
     VectorOptions,
 )
-from trimtab.training.rollouts import rollouts
+from trimtab.training.rollouts import Rollout, rollouts
 from trimtab.training.run import REPORT
 from trimtab.training.schedule import Schedule
 
@@ -36,9 +42,19 @@ HERE: Final = Path(__file__).parent
 PROMPTS: Final = HERE / "prompts.jsonl"
 RATINGS: Final = WORK / "ratings.jsonl"
 OPPOSITES: Final = WORK / "opposites.jsonl"
+PAIRS: Final = WORK / "pairs"
+"""of preferences, by attribute"""
+PAIRED: Final = 300
+"""prompts whose answers are compared by attribute"""
+WISHES: Final = WORK / "wishes.jsonl"
+WEIGHED: Final = HERE / "preference.yaml"
+WISHING: Final = 120
+"""questions that end in wishes"""
 
 RATED: Final = "human ratings of VADER (Hutto and Gilbert 2014)"
 WRITTEN: Final = "prompts written for trimtab, answered by the base and scored by demo:positivity"
+SENTENCE: Final = re.compile(r"[^.!?\n]{40,}?[.!?](?=\s)")
+"""at the beginning of an answer; what is shorter is a number or an exclamation"""
 LICENCE: Final = "MIT"
 """of the ratings"""
 LICENCES: Final = "Apache-2.0 (prompts, base), MIT (ratings behind the reward)"
@@ -79,6 +95,23 @@ GUIDES: Final[dict[str, Source]] = {
         method="mean",
         layers="8-22",
     ),
+    "preferences": PanaceaOptions(
+        out=WORK / "preferences",
+        data=PAIRS,
+        source=f"{WRITTEN}, and cut after the first sentence",
+        licence=LICENCES,
+        schedule=Schedule(epochs=3, batch=2, lr=2e-3),
+        lora=Lora(rank=6, alpha=12, modules="v_proj,o_proj,down_proj", layers="18-29"),
+        block=3,
+    ),
+    "pro": PreferenceOptions(
+        out=WORK / "pro",
+        data=WISHES,
+        rewards=WEIGHED,
+        source="prompts and wishes written for trimtab, answered by the base and scored by demo:positivity",
+        licence=LICENCES,
+        schedule=Schedule(epochs=40, batch=16, lr=1e-3, weight_decay=0.1, patience=6),
+    ),
 }
 """in order: the reward comes before what learns from its scores"""
 
@@ -94,6 +127,10 @@ def main(names: list[str]) -> None:
         began = time.monotonic()
         if name == "positivity-vector":
             _write_opposites()
+        if name == "preferences":
+            _write_pairs()
+        if name == "pro":
+            write_wishes(WISHES, [*islice(_groups(), WISHING)], WEIGHED)
         train(GUIDES[name])
         _ship(WORK / name, SHIPPED / name)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
@@ -101,13 +138,41 @@ def main(names: list[str]) -> None:
 
 def _write_opposites() -> None:
     """Pair the best with the worst of the sampled answers to each prompt: they differ in little but the theme."""
+    with OPPOSITES.open("w", encoding="utf-8") as sink:
+        for group in _groups():
+            _write_extremes(sink, group)
+
+
+def _write_pairs() -> None:
+    """Pair answers by positivity, and for brevity the first sentence of one with all of it."""
+    PAIRS.mkdir(exist_ok=True)
+    with (PAIRS / "positivity.jsonl").open("w", encoding="utf-8") as sink:
+        for group in islice(_groups(), PAIRED):
+            _write_extremes(sink, group)
+    with (PAIRS / "brevity.jsonl").open("w", encoding="utf-8") as sink:
+        for group in islice(_groups(), PAIRED):
+            for each in group:
+                if (first := SENTENCE.match(each.answer)) and first[0] != each.answer:
+                    _write_pair(sink, each, first[0], each.answer)
+                    break
+
+
+def _groups() -> Iterator[list[Rollout]]:
+    """The sampled answers, by prompt."""
     prompts = [record.messages for record in read(PROMPTS, Prompted)]
     found = rollouts(GUIDES["positivity-vector"], SAMPLED, prompts, seed=0)
-    with OPPOSITES.open("w", encoding="utf-8") as sink:
-        for at in range(0, len(found), SAMPLED.answers):
-            group = sorted(found[at : at + SAMPLED.answers], key=lambda each: each.reward)
-            pair = {"prompt": group[0].messages, "chosen": group[-1].answer, "rejected": group[0].answer}
-            sink.write(json.dumps(pair) + "\n")
+    for at in range(0, len(found), SAMPLED.answers):
+        yield found[at : at + SAMPLED.answers]
+
+
+def _write_extremes(sink: TextIO, group: Sequence[Rollout]) -> None:
+    """Write the best of the answers to a prompt and the worst."""
+    best, worst = max(group, key=lambda each: each.reward), min(group, key=lambda each: each.reward)
+    _write_pair(sink, best, best.answer, worst.answer)
+
+
+def _write_pair(sink: TextIO, rollout: Rollout, chosen: str, rejected: str) -> None:
+    sink.write(json.dumps({"prompt": rollout.messages, "chosen": chosen, "rejected": rejected}) + "\n")
 
 
 def _ship(made: Path, shipped: Path) -> None:

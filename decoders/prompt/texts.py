@@ -1,0 +1,89 @@
+"""Texts that the preparing parts have written, and how text that nobody vouches for is put into a prompt."""
+
+import re
+import unicodedata
+from collections.abc import Generator, Iterable
+from collections.abc import Sequence as Many
+from typing import Any, Literal, NamedTuple
+
+from trimtab.decoders.search.base import SearchContext
+from trimtab.engine.errors import InvalidRequest
+from trimtab.engine.program import Extend, Op
+from trimtab.engine.sequence import Sequence
+from trimtab.engine.vocabulary import Message
+
+
+class Asked(NamedTuple):
+    """What a helper is to answer."""
+
+    messages: Many[Message]
+    model: str
+    """`base`, or a language-model guide that the part has asked for (`draft.writer`)"""
+
+
+class Written(NamedTuple):
+    """What a helper has made of it."""
+
+    text: str
+    """without space around it, and with no string of a special token in it"""
+    because: Literal["empty", "cut_off", "refused"] | None = None
+    """what is wrong with it; refused: the conversation is too long for the model, or its chat template refuses it"""
+
+
+def written(context: SearchContext, asked: Many[Asked], max_tokens: int) -> Generator[Op, Any, list[Written]]:
+    """Texts of helpers, all in one batch, in the order of `asked`."""
+    helpers = [_started(context, each) for each in asked]
+    running = [each for each in helpers if each is not None]
+    if running:
+        yield Extend(running, max_tokens)
+    for helper in running:
+        helper.free()
+    return [Written("", "refused") if each is None else _told(context, each) for each in helpers]
+
+
+def fits(context: SearchContext, messages: Many[Message]) -> bool:
+    """Whether the base can answer a conversation, with all that is put around it."""
+    try:
+        context.start(messages).free()
+    except InvalidRequest:
+        return False
+    return True
+
+
+def last_request(messages: Many[Message]) -> int | None:
+    """The place of the last user message; None if there is none, or the conversation ends in the assistant's words."""
+    if not messages or messages[-1]["role"] == "assistant":
+        return None
+    return max((i for i, each in enumerate(messages) if each["role"] == "user"), default=None)
+
+
+def in_other_words(messages: Many[Message], place: int, content: str) -> tuple[Message, ...]:
+    """The conversation with another content of the user message at a place."""
+    return (*messages[:place], Message(role="user", content=content), *messages[place + 1 :])
+
+
+def one_line(text: str) -> str:
+    """A text with single spaces for line breaks, control characters and other white space."""
+    return " ".join("".join(" " if unicodedata.category(each) == "Cc" else each for each in text).split())
+
+
+def fenced(name: str, lines: Iterable[str]) -> str:
+    """Lines between marks of this name; what looks like one of the marks inside is broken up."""
+    inside = (re.sub(rf"<(?=\s*/?\s*{name})", "< ", one_line(each), flags=re.IGNORECASE) for each in lines)
+    return "\n".join((f"<{name}>", *inside, f"</{name}>"))
+
+
+def _started(context: SearchContext, asked: Asked) -> Sequence | None:
+    try:
+        return context.start(asked.messages, asked.model, helper=True)
+    except InvalidRequest:
+        return None
+
+
+def _told(context: SearchContext, helper: Sequence) -> Written:
+    if helper.finish is None:
+        helper.text.flush()  # what was held back as the beginning of a stop string
+    text = context.prompt.base.model.vocabulary.harmless(helper.text.text.strip())
+    if not text:
+        return Written(text, "empty")
+    return Written(text, None if helper.finish == "stop" else "cut_off")
