@@ -3,7 +3,7 @@
 import email.utils
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -35,11 +35,14 @@ class Call(Generic[T]):
     request_id: str | None = None
     accepted: tuple[int, ...] = (200,)
     """statuses of answers that `read` understands"""
+    content: bytes | None = None
+    """a body that is no JSON object"""
+    own_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
         """What this request adds to those of the client."""
-        return {} if self.request_id is None else {"x-request-id": self.request_id}
+        return {**self.own_headers, **({} if self.request_id is None else {"x-request-id": self.request_id})}
 
     def answer(self, response: httpx2.Response) -> T:
         """What the body of a good response says; raises ClientError for one that no trimtab server sends."""
@@ -72,14 +75,14 @@ def streamed(call: Call[Answer], *, progress: bool) -> Call[Answer]:
 def score(guide: str, pairs: Iterable[Asked], own_id: str | None) -> Call[list[float]]:
     """POST /v1/score."""
     body = {"model": guide, "pairs": _pairs(pairs)}
-    return Call("POST", "/v1/score", lambda reply: [each["score"] for each in _data(reply)], body, own_id)
+    return Call("POST", "/v1/score", lambda reply: [each["score"] for each in data_of(reply)], body, own_id)
 
 
 def classify(guide: str, pairs: Iterable[Asked], own_id: str | None) -> Call[list[Label]]:
     """POST /v1/classify."""
 
     def read(response: httpx2.Response) -> list[Label]:
-        return [Label(each["label"], tuple(each["probs"])) for each in _data(response)]
+        return [Label(each["label"], tuple(each["probs"])) for each in data_of(response)]
 
     return Call("POST", "/v1/classify", read, {"model": guide, "pairs": _pairs(pairs)}, own_id)
 
@@ -112,7 +115,7 @@ def detokenize(ids: Sequence[int], *, model: str | None) -> Call[str]:
 
 def models() -> Call[list[str]]:
     """GET /v1/models."""
-    return Call("GET", "/v1/models", lambda reply: [card["id"] for card in _data(reply)])
+    return Call("GET", "/v1/models", lambda reply: [card["id"] for card in data_of(reply)])
 
 
 def model(name: str) -> Call[dict[str, Any]]:
@@ -122,12 +125,12 @@ def model(name: str) -> Call[dict[str, Any]]:
 
 def strategies() -> Call[list[dict[str, Any]]]:
     """GET /v1/strategies."""
-    return Call("GET", "/v1/strategies", _data)
+    return Call("GET", "/v1/strategies", data_of)
 
 
 def guides() -> Call[list[Guide]]:
     """GET /v1/guides."""
-    return Call("GET", "/v1/guides", lambda reply: [Guide.of(each) for each in _data(reply)])
+    return Call("GET", "/v1/guides", lambda reply: [Guide.of(each) for each in data_of(reply)])
 
 
 def version() -> Call[str]:
@@ -193,7 +196,8 @@ def _answer(response: httpx2.Response) -> Answer:
     return Answer.of(response.json(), request_id(response))
 
 
-def _data(response: httpx2.Response) -> list[dict[str, Any]]:
+def data_of(response: httpx2.Response) -> list[dict[str, Any]]:
+    """The entries of a list."""
     return list(response.json()["data"])
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
-from trimtab.clients import calls
+from trimtab.clients import calls, library
 from trimtab.clients.calls import Asked, Call, Prompt
 from trimtab.clients.comparison import Comparison, Row
 from trimtab.clients.connection import TIMEOUT, URL, headers, limits
@@ -150,6 +150,62 @@ class TrimtabClient:
         """Every guide that requests may steer with."""
         return self._ask(calls.guides())
 
+    def norms(
+        self,
+        *,
+        q: str | None = None,
+        tags: Sequence[str] = (),
+        tenant: str | None = None,
+        locale: str | None = None,
+        topic: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
+        """Norms in the order of their ids, a page at a time; like all calls about norms, with the operator's key."""
+        return self._ask(
+            library.norms(q=q, tags=tags, tenant=tenant, locale=locale, topic=topic, after=after, limit=limit)
+        )
+
+    def norm(self, id: str) -> dict[str, Any]:
+        """One norm, with its `version`."""
+        return self._ask(library.norm(id))
+
+    def create_norm(self, norm: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a norm, which is in force from the next request on."""
+        return self._ask(library.create_norm(norm))
+
+    def change_norm(self, id: str, changes: Mapping[str, Any], *, version: int | None = None) -> dict[str, Any]:
+        """Change some fields of a norm; with a `version`, of that one alone (a ClientError of status 412 otherwise)."""
+        return self._ask(library.change_norm(id, changes, version))
+
+    def delete_norm(self, id: str, *, version: int | None = None) -> None:
+        """Take a norm away."""
+        self._ask(library.delete_norm(id, version))
+
+    def import_norms(self, norms: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+        """Add and replace norms, all or none; returns how many were `created` and `replaced`."""
+        return self._ask(library.import_norms(norms))
+
+    def export_norms(self) -> list[dict[str, Any]]:
+        """Every norm, as `import_norms` takes them."""
+        return self._ask(library.export_norms())
+
+    def profiles(self) -> list[dict[str, Any]]:
+        """The preferences that are stored under this key."""
+        return self._ask(library.profiles())
+
+    def profile(self, id: str) -> dict[str, Any]:
+        """One stored preference."""
+        return self._ask(library.profile(id))
+
+    def store_profile(self, id: str, preference: Mapping[str, Any]) -> dict[str, Any]:
+        """Store a preference, `weights`, `text` or `infer`, for requests that name its id."""
+        return self._ask(library.store_profile(id, preference))
+
+    def erase_profile(self, id: str) -> None:
+        """Erase a stored preference."""
+        self._ask(library.erase_profile(id))
+
     def health(self) -> bool:
         """Whether the engine lives."""
         return self._ask(calls.health())
@@ -210,7 +266,9 @@ class TrimtabClient:
         """A good response, after as many tries as it takes; of a stream, before anything of it was read."""
         tried = 0
         while True:
-            request = self._http.build_request(call.method, call.path, json=call.body, headers=call.headers)
+            request = self._http.build_request(
+                call.method, call.path, json=call.body, content=call.content, headers=call.headers
+            )
             try:
                 response = self._http.send(request, stream=stream)
                 if response.status_code in call.accepted:

@@ -74,6 +74,10 @@ class Steering(Result):
     kl_mean: float | None
     intervention_rate: float | None
     """share of tokens that the other model spoke, or of positions whose best token changed"""
+    branching_factor: float | None
+    """how many equally likely tokens a draw chose among: exp of the mean entropy per token"""
+    branching_factor_base: float | None
+    """the same of the base's own distributions"""
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
@@ -83,6 +87,8 @@ class Steering(Result):
             kl=raw.get("kl"),
             kl_mean=raw.get("kl_mean"),
             intervention_rate=raw.get("intervention_rate"),
+            branching_factor=raw.get("branching_factor"),
+            branching_factor_base=raw.get("branching_factor_base"),
         )
 
 

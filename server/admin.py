@@ -55,7 +55,7 @@ def routes(service: Service) -> APIRouter:
             if name in service.llms:
                 raise ApiError(409, f"the model {name!r} is served already", param="engine.model", code="exists")
             try:
-                llm = await run_in_threadpool(partial(_load, settings))
+                llm = await run_in_threadpool(partial(_load, service, settings))
             except ModelLoadError as error:
                 raise InvalidRequest(str(error), param="engine.model") from None
             try:
@@ -97,7 +97,7 @@ def routes(service: Service) -> APIRouter:
             message = f"the guide {name!r} does not exist; {hint(name, llm.guides)}"
             raise ApiError(404, message, param="name", code="model_not_found")
         async with loading:
-            if users := service.rules.users(name):
+            if users := service.rules.users(name, llm.personal(None)):
                 message = f"the guide {name!r} is needed by {', '.join(users)}: change that and reload first"
                 raise ApiError(409, message, code="in_use")
             try:
@@ -109,10 +109,10 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _load(settings: EngineSettings) -> "LLM":
+def _load(service: Service, settings: EngineSettings) -> "LLM":
     from trimtab.llm import LLM
 
-    return LLM(settings=settings)
+    return LLM(settings=settings, library=service.library, attributes=service.attributes)
 
 
 def _engine_settings(given: dict[str, Any]) -> EngineSettings:

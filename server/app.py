@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from trimtab.server import admin, chat, completions, errors, listings, openapi, operations, scoring, telemetry
+from trimtab.server import (
+    admin,
+    chat,
+    completions,
+    errors,
+    listings,
+    norms,
+    openapi,
+    operations,
+    profiles,
+    scoring,
+    telemetry,
+)
 from trimtab.server.head import HeadAsGet
 from trimtab.server.middleware import RequestEnvelope
 from trimtab.server.service import Service
@@ -21,7 +33,8 @@ def create_app(llm: "LLM", settings: Settings, source: Callable[[], Settings] | 
     """An app that serves `llm`; `app.state.service` holds what a runner needs for draining.
 
     `source` reads the settings anew for a reload. Raises InvalidSettings for presets, policies and keys that do not
-    fit. The caller owns `llm`: ending the app neither drains nor closes it; `service.close()` closes every model.
+    fit. The caller owns `llm`: ending the app neither drains nor closes it; `service.close()` closes every model. Norms
+    and profiles are those of `llm.library`, which the caller closes; without it their routes answer 503.
     """
     service = Service(llm, settings, source)
 
@@ -43,7 +56,7 @@ def create_app(llm: "LLM", settings: Settings, source: Callable[[], Settings] | 
     app.add_middleware(RequestEnvelope)
     app.add_middleware(HeadAsGet)
     errors.install(app)
-    for part in (chat, completions, scoring, listings, admin, operations):
+    for part in (chat, completions, scoring, listings, profiles, admin, norms, operations):
         app.include_router(part.routes(service))
     openapi.install(app, settings.server)
     return app

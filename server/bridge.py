@@ -20,7 +20,8 @@ from trimtab.server.metrics import Metrics, RequestTimer
 from trimtab.server.quotas import Lease
 
 if TYPE_CHECKING:
-    from trimtab.llm import LLM, PreparedRequest
+    from trimtab.llm import LLM
+    from trimtab.requests import PreparedRequest
 
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.results import Choice, Result
-from trimtab.llm import GenerationRequest
+from trimtab.requests import GenerationRequest
 from trimtab.server import report
 from trimtab.server.bridge import Exchange
 from trimtab.server.callers import GuardedRoute

@@ -1,4 +1,4 @@
-"""The command line: serve, chat, strategies, openapi, doctor, key, train. Heavy imports wait until they are needed."""
+"""The command line: serve, chat, strategies, openapi, doctor, key, norms, train. Heavy imports wait."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -7,6 +7,7 @@ import typer
 
 from trimtab.engine.dtype import DType
 from trimtab.engine.errors import TrimtabError
+from trimtab.server.norms_cli import app as norms
 from trimtab.training.cli import app as training
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(training)
+app.add_typer(norms)
 
 
 ModelOption = Annotated[

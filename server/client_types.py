@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.server.strategies import budget_schema, described, described_rules
+from trimtab.server.strategies import budget_schema, described, described_rules, preference_schema
 
 Schema = Mapping[str, Any]
 
@@ -22,13 +22,16 @@ SUMMARIES = {
     "rules": "Rules that `select` may name.",
     "search": "Strategies that work on whole answers.",
     "steer": "Strategies that shape the next token.",
+    "prompt": "Strategies that change what the models read.",
 }
+BASES = {"search": "Search", "steer": "Steer", "prompt": "PromptPart"}
+"""class of the strategies of a kind"""
 STANDARD = (
     ("collections.abc", ("Mapping", "Sequence")),
     ("dataclasses", ("dataclass",)),
     ("typing", ("Annotated", "Any", "ClassVar", "Literal")),
 )
-OWN = (("base", ("Part", "Rule")), ("strategy", ("Search", "Steer")))
+OWN = (("base", ("Part", "Rule")), ("strategy", ("PromptPart", "Search", "Steer")))
 PLAIN = {"integer": "int", "number": "float", "string": "str", "boolean": "bool"}
 
 
@@ -41,14 +44,16 @@ def write(folder: Path) -> None:
 def modules() -> dict[str, str]:
     """The text of every generated module, by its file's name."""
     strategies, rules = described(), described_rules()
-    named = {kind: [each for each in strategies if each["kind"] == kind] for kind in ("search", "steer")}
+    named = {kind: [each for each in strategies if each["kind"] == kind] for kind in BASES}
     rule_titles = {each["schema"]["title"] for each in rules}
     objects = _objects([each["schema"] for each in strategies], rule_titles)
     classes = {
         "objects": [_class(schema, "Part") for schema in objects.values()],
         "rules": [_class(each["schema"], "Rule", each["name"], each["summary"]) for each in rules],
-        "search": [_class(each["schema"], "Search", each["name"], each["summary"]) for each in named["search"]],
-        "steer": [_class(each["schema"], "Steer", each["name"], each["summary"]) for each in named["steer"]],
+        **{
+            kind: [_class(each["schema"], base, each["name"], each["summary"]) for each in named[kind]]
+            for kind, base in BASES.items()
+        },
     }
     files = {f"{name}.py": _module(name, texts, list(objects)) for name, texts in classes.items()}
     titles = {
@@ -61,7 +66,7 @@ def modules() -> dict[str, str]:
 
 def _objects(schemas: Iterable[Schema], apart: set[str]) -> dict[str, Schema]:
     """The object schemas that others refer to, by name, and the budget."""
-    found: dict[str, Schema] = {"Budget": budget_schema()}
+    found: dict[str, Schema] = {"Budget": budget_schema(), "Preference": preference_schema()}
     for schema in schemas:
         for name, each in schema.get("$defs", {}).items():
             if name not in apart:
@@ -162,10 +167,11 @@ def _type(schema: Schema) -> str:
     if kind == "null":
         return "None"
     if kind == "array":
-        inner = _type(schema["items"])
-        return f'Sequence["{inner}"]' if inner == "Reward" else f"Sequence[{inner}]"
+        items = _type(schema["items"])
+        return f'Sequence["{items}"]' if items == "Reward" else f"Sequence[{items}]"
     if kind == "object":
-        return f"Mapping[str, {_type(schema['additionalProperties'])}]"
+        (inner,) = schema.get("patternProperties", {"": schema.get("additionalProperties")}).values()
+        return f"Mapping[str, {_type(inner)}]"
     if kind in PLAIN:
         return PLAIN[kind]
     raise ValueError(f"no Python type for {dict(schema)!r}")
@@ -177,7 +183,7 @@ def _in_order(kinds: Iterable[str]) -> Iterator[str]:
 
 
 def _exports(titles: Mapping[str, list[str]]) -> str:
-    imports = {"base": ["Rule"], "strategy": ["Search", "Steer", "Strategy"], **titles}
+    imports = {"base": ["Rule"], "strategy": ["PromptPart", "Search", "Steer", "Strategy"], **titles}
     lines = [f'"""The `decoding` of a request as typed objects. {HEADER}"""', ""]
     for module, names in sorted(imports.items()):
         line = f"from {PACKAGE}.{module} import {', '.join(_sorted(names))}"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from trimtab.decoders.spec import MAX_PARTS
-from trimtab.server.strategies import budget_schema, described, described_rules
+from trimtab.server.strategies import budget_schema, described, described_rules, preference_schema
 
 Schema = dict[str, Any]
 
@@ -15,23 +15,32 @@ def decoding_schemas() -> dict[str, Schema]:
 
     Rules that span several fields are no part of it: such a request is a 400 that names the field.
     """
-    found: dict[str, Schema] = {"Budget": _adopted(budget_schema(), {})}
+    found: dict[str, Schema] = {
+        "Budget": _adopted(budget_schema(), {}),
+        "Preference": _adopted(preference_schema(), {}),
+    }
     shared = {
+        "preference": _ref("Preference"),
+        "prompt": {"type": "array", "items": _ref("PromptPart"), "maxItems": MAX_PARTS, "default": []},
         "steer": {"type": "array", "items": _ref("SteeringPart"), "maxItems": MAX_PARTS, "default": []},
         "trace": {"enum": ["tokens", None], "default": None},
         "select": {"anyOf": [_ref("Selection"), {"type": "null"}], "default": None},
         "budget": _ref("Budget"),
     }
-    strategies, parts = [], []
+    strategies: list[str] = []
+    parts: dict[str, list[str]] = {"steer": [], "prompt": []}
     for each in described():
         parameters = _adopted(each["schema"], found)
         name = parameters["title"]
         chosen = _tagged(parameters, "strategy", each["name"], required=each["name"] != "sample")
-        found[f"{name}Decoding"] = {**chosen, "properties": {**chosen["properties"], **shared}}
+        beside = dict(shared)
+        if (own := chosen["properties"].get("preference")) is not None:  # of the strategy, under the same name
+            beside["preference"] = {"anyOf": [*own.get("anyOf", [own]), _ref("Preference")]}
+        found[f"{name}Decoding"] = {**chosen, "properties": {**chosen["properties"], **beside}}
         strategies.append(f"{name}Decoding")
-        if each["kind"] == "steer":
+        if each["kind"] in parts:
             found[f"{name}Part"] = _tagged(parameters, "method", each["name"], required=True)
-            parts.append(f"{name}Part")
+            parts[each["kind"]].append(f"{name}Part")
     found["Decoding"] = {
         "title": "Decoding",
         "description": "A strategy with its parameters, and keys that all strategies share; absent: plain sampling.",
@@ -40,7 +49,12 @@ def decoding_schemas() -> dict[str, Schema]:
     found["SteeringPart"] = {
         "title": "SteeringPart",
         "description": "A part that shapes the next token, beside any strategy.",
-        "oneOf": [_ref(name) for name in parts],
+        "oneOf": [_ref(name) for name in parts["steer"]],
+    }
+    found["PromptPart"] = {
+        "title": "PromptPart",
+        "description": "A part that changes what the models read, beside any strategy.",
+        "oneOf": [_ref(name) for name in parts["prompt"]],
     }
     return found | _selection()
 

@@ -148,7 +148,7 @@ def _model(settings: Settings) -> Iterator[Check]:
 
     name = settings.engine.model
     try:
-        llm = LLM(settings=settings.engine)
+        llm = LLM(settings=settings.engine, attributes=settings.attributes)
     except TrimtabError as error:
         yield Check("model", False, f"{name}: {error}")
         return

@@ -37,6 +37,12 @@ _PER_MODEL: tuple[tuple[type[_Family], str, str, Callable[[EngineStats], _Number
     (GaugeMetricFamily, "kv_pages_cached", "Pages kept for later prompts", lambda s: s.pages_cached),
     (
         GaugeMetricFamily,
+        "prefix_pages_pinned",
+        "Pages of constant prefixes, given up after all others",
+        lambda s: s.pages_pinned,
+    ),
+    (
+        GaugeMetricFamily,
         "kv_cache_usage_perc",
         "Used part of the pool, 0 to 1",
         lambda s: s.pages_used / max(1, s.pages_total),
@@ -96,17 +102,17 @@ class EngineCollector(Collector):
         for kind, name, text, read in _PER_MODEL:
             family = kind(f"trimtab:{name}", text, labels=["model"])
             for model, stats in engines.items():
-                _add(family, [model], read(stats))
+                add(family, [model], read(stats))
             yield family
         for kind, name, text, per_guide in _PER_GUIDE:
             family = kind(f"trimtab:{name}", text, labels=["model", "guide"])
             for model, stats in engines.items():
                 for guide, number in dict(per_guide(stats)).items():
-                    _add(family, [model, guide], number)
+                    add(family, [model, guide], number)
             yield family
 
 
-def _add(family: _Family, labels: list[str], number: _Number) -> None:
+def add(family: _Family, labels: list[str], number: _Number) -> None:
     """A number, or a tally as cumulative buckets; its counts are copied, since the engine's thread may count on."""
     if isinstance(family, HistogramMetricFamily):
         assert isinstance(number, Tally)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trimtab.decoders.invalid import VIOLATION, nearest
+from trimtab.decoders.library.errors import LibraryError
 from trimtab.engine.errors import Draining, GuideError, GuideUnavailable, InvalidRequest, Overloaded
 
 log = logging.getLogger("trimtab.server")
@@ -71,6 +72,10 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, Overloaded):
         retry = str(max(1, math.ceil(error.retry_after)))
         return ApiError(503, str(error), code=_overload(error), headers={"retry-after": retry})
+    if isinstance(error, LibraryError):
+        log.error("%s", error)
+        message = "norms and profiles cannot be reached; the server's log says why under this x-request-id"
+        return ApiError(503, message, code="library_unavailable", headers={"retry-after": "5"})
     if isinstance(error, GuideError):
         log.error("%s", error)
         return ApiError(500, f"guide {error.guide!r} failed", code="guide_error", headers=NO_RETRY)
@@ -107,7 +112,7 @@ def install(app: FastAPI) -> None:
         return Response(status_code=499)  # nginx's code; nobody reads it
 
     app.add_exception_handler(ClientGone, gone)
-    for kind in (InvalidRequest, Overloaded, GuideError):
+    for kind in (InvalidRequest, Overloaded, GuideError, LibraryError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -136,13 +141,13 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     context = first.get("ctx", {})
     param = param_name([*first["loc"][1:], *([context["param"]] if "param" in context else [])])
-    kind = first["type"]
+    kind, told = first["type"], first["msg"].removeprefix("Value error, ")
     if kind == "missing":
         message = f"{param} is required" if param else "a JSON object is required as the body"
     elif "param" in context:
-        message = first["msg"]
+        message = told
     else:
-        message = f"{param}: {first['msg'][0].lower()}{first['msg'][1:]}" if param else first["msg"]
+        message = f"{param}: {told[0].lower()}{told[1:]}" if param else told
     code = kind if kind.endswith("_parameter") else _CODES.get(kind, "invalid_value")
     return ApiError(400, message, param=param, code=code)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from trimtab.engine.guides.base import Guide, HeadGuide, LanguageGuide, ScorerGuide
+from trimtab.engine.guides.base import EmbeddingGuide, Guide, HeadGuide, LanguageGuide, ScorerGuide
 from trimtab.engine.guides.card import Card
 from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.rewards.contract import Contract
@@ -48,13 +48,21 @@ def _card(loaded: Guides, guide: Guide) -> GuideCard:
         role=guide.role,
         model=config.kind if isinstance(config, Program) else short_name(config.model),
         vocabulary=vocabulary_relation(guide),
-        context_length=reader and reader.model.context_length,
+        context_length=_context_length(guide),
         chat_template=reader and bool(reader.vocabulary.tokenizer.chat_template),
         scores_candidates=scores_candidates(guide),
         scores_answers=guide.name in loaded.rewards,
+        attributes=guide.attributes if isinstance(guide, LanguageGuide) else None,
         contract=_contract(loaded.contracts.get(guide.name)),
         card=_origin(loaded.cards.get(guide.name)),
     )
+
+
+def _context_length(guide: Guide) -> int | None:
+    """Tokens that a guide reads at most; None for one that reads along with the base."""
+    if isinstance(guide, EmbeddingGuide):
+        return guide.encoder.max_tokens
+    return guide.model.context_length if isinstance(guide, LanguageGuide | ScorerGuide) else None
 
 
 def _contract(contract: Contract | None) -> GuideContract | None:

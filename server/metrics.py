@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from trimtab.engine.results import Delta, Event, Failure, Result
 from trimtab.server.engine_metrics import EngineCollector, Engines
+from trimtab.server.library_metrics import LibraryCollector, Store
 from trimtab.server.version import installed_version
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -37,11 +38,16 @@ REFUSALS: Mapping[str, Refusal] = {
 class Metrics:
     """Histograms observed per request, counters of the HTTP layer, and the engines' own numbers."""
 
-    def __init__(self, engines: Engines) -> None:
-        """`engines` gives the numbers of every served model; it is asked at each scrape and for each request."""
+    def __init__(self, engines: Engines, norms: Store | None = None) -> None:
+        """`engines` gives the numbers of every served model; it is asked at each scrape and for each request.
+
+        `norms` are those that the models share, if there are any.
+        """
         self.registry = CollectorRegistry()
         self._engines = engines
         self.registry.register(EngineCollector(engines, installed_version()))
+        if norms is not None:
+            self.registry.register(LibraryCollector(norms))
         ProcessCollector(registry=self.registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:

@@ -31,6 +31,7 @@ DESCRIPTIONS = {
     404: "what the request names does not exist",
     408: "the request took too long to arrive",
     409: "it does not fit what is loaded or running now",
+    412: "it has changed since the version of if-match",
     413: "the body is larger than server.max_body_bytes",
     415: "the body is not application/json",
     429: "the key has used up a limit of its policy, or the connection holds too many requests",
@@ -42,6 +43,7 @@ RETRY_AFTER = {"description": "seconds to wait before another attempt", "schema"
 HEADERS = {
     401: {"www-authenticate": {"description": "how to send a key", "schema": {"const": "Bearer"}}},
     409: {"retry-after": RETRY_AFTER},
+    412: {"etag": {"description": "its version now, in quotes", "schema": {"type": "string"}}},
     429: {"retry-after": RETRY_AFTER},
     500: {"x-should-retry": {"description": "false: a retry cannot help", "schema": {"enum": ["true", "false"]}}},
     503: {"retry-after": RETRY_AFTER},
@@ -129,7 +131,7 @@ def _complete(path: str, operation: dict[str, Any], route: APIRoute) -> None:
     for status, response in responses.items():
         code = int(status)
         response["description"] = DESCRIPTIONS.get(code, HTTPStatus(code).phrase)
-        response["headers"] = {"x-request-id": REQUEST_ID, **HEADERS.get(code, {})}
+        response["headers"] = {"x-request-id": REQUEST_ID, **HEADERS.get(code, {}), **response.get("headers", {})}
     operation["responses"] = dict(sorted(responses.items()))
     if path in STREAMED:
         responses["200"]["content"]["text/event-stream"] = {"itemSchema": _event(STREAMED[path])}

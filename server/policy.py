@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from trimtab.decoders.floor import Floor
 from trimtab.decoders.invalid import VIOLATION
 from trimtab.decoders.named import named
+from trimtab.decoders.preference import Personal
 from trimtab.decoders.registry import strategies
 from trimtab.decoders.select.abstain import Abstain
 from trimtab.decoders.select.parse import RULES
@@ -24,7 +25,8 @@ from trimtab.server.schema.chat import ChatRequest
 from trimtab.server.schema.completions import CompletionRequest
 
 if TYPE_CHECKING:
-    from trimtab.llm import LLM, GenerationRequest
+    from trimtab.llm import LLM
+    from trimtab.requests import GenerationRequest
 
 Endpoint = Literal["chat", "completions", "score", "classify", "tokenize"]
 Bounded = Literal[
@@ -41,8 +43,8 @@ CLOSED = frozenset({
 })  # fmt: skip
 """what may not be set under a floor unless the policy says what may not: fields that put words into the model's mouth,
 keep it from ending, or tell what it would have said without the floor"""
-TRACE = "trace"
-"""`decoding.trace`, as a name in `forbidden`"""
+TRACE, PROMPT = "trace", "prompt"
+"""`decoding.trace` and `decoding.prompt`, as names in `forbidden`"""
 
 
 def _known(valid: Iterable[str], what: str) -> AfterValidator:
@@ -62,8 +64,8 @@ def _strategy_names(given: frozenset[str]) -> frozenset[str]:
     return given
 
 
-_FIELDS = (ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys() | {TRACE}) - {
-    "model", "messages", "prompt", "decoding",
+_FIELDS = (ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys() | {TRACE, PROMPT}) - {
+    "model", "messages", "decoding",
 }  # fmt: skip
 Strategies = Annotated[frozenset[str], AfterValidator(_strategy_names)]
 Rules = Annotated[frozenset[str], _known(RULES, "rule")]
@@ -133,17 +135,23 @@ class Policy(BaseModel):
             raise violation(f"{field} may be {limits.max_tokens} at most, not {max_tokens}", field)
 
     def review(
-        self, request: "GenerationRequest", given: frozenset[str], *, preset: Preset | None = None
+        self,
+        request: "GenerationRequest",
+        given: frozenset[str],
+        *,
+        personal: Personal | None = None,
+        preset: Preset | None = None,
     ) -> tuple["GenerationRequest", tuple[str, ...]]:
         """The request as the policy lets it run, and in words what was done to it.
 
-        `given` are the fields that the client set; what comes from a preset is the operator's own word. Raises a 403
-        that names the field, and InvalidRequest for decoding that is wrong in itself.
+        `given` are the fields that the client set; what comes from a preset is the operator's own word. `personal` is
+        what the request's preference may refer to. Raises a 403 that names the field, and InvalidRequest for decoding
+        that is wrong in itself.
         """
-        spec = DecodingSpec.parse(request.decoding)
+        spec = DecodingSpec.parse(request.decoding, personal)
         self._check_fields(request, given, spec)
         if "decoding" in given:
-            own = None if preset is None else DecodingSpec.parse(preset.decoding)
+            own = None if preset is None else DecodingSpec.parse(preset.decoding, personal)
             self._check_decoding(spec, own)
         applied: tuple[str, ...] = ()
         trusted = preset is not None and "decoding" not in given
@@ -169,9 +177,10 @@ class Policy(BaseModel):
         if self.floor is None:
             return
         llm.check_floor(self.floor)
+        personal = llm.personal(None)
         for name in sorted(presets.keys() if self.presets is None else self.presets):
             try:
-                self.floor.apply(DecodingSpec.parse(presets[name].decoding), choices=1, trusted=True)
+                self.floor.apply(DecodingSpec.parse(presets[name].decoding, personal), choices=1, trusted=True)
             except InvalidRequest as error:
                 raise InvalidRequest(
                     f"preset {name!r} does not stand on the floor: {error}; or list the others under `presets`",
@@ -182,7 +191,7 @@ class Policy(BaseModel):
         forbidden = self.forbidden
         if forbidden is None:
             forbidden = frozenset() if self.floor is None else CLOSED
-        spelled = frozenset[str]().union(*(_SPELLINGS.get(name, {name}) for name in forbidden))
+        spelled = frozenset[str]().union(*(_SPELLINGS.get(name, {name}) for name in forbidden - {TRACE, PROMPT}))
         for name in sorted(spelled & given):
             if not _idle(request, name):
                 raise violation(f"{name} may not be set: leave it out", name)
@@ -192,8 +201,9 @@ class Policy(BaseModel):
     def _check_decoding(self, spec: DecodingSpec, own: DecodingSpec | None) -> None:
         """Raise a 403 for strategies, rules and guides that are not allowed, and that are not the preset's."""
         places = [("decoding.strategy", spec.strategy)]
+        places += [(f"decoding.prompt.{i}.method", method) for i, (method, _) in enumerate(spec.prompts)]
         places += [(f"decoding.steer.{i}.method", method) for i, (method, _) in enumerate(spec.listed)]
-        mine = () if own is None else (own.strategy, *(method for method, _ in own.listed))
+        mine = () if own is None else (own.strategy, *(method for method, _ in (*own.prompts, *own.listed)))
         for path, name in places:
             if self.strategies is not None and name not in ("sample", *self.strategies, *mine):
                 raise violation(f"strategy {name!r} is not allowed: {_allowed(self.strategies)}", path)
@@ -201,6 +211,10 @@ class Policy(BaseModel):
         for name in _rules(spec):
             if self.rules is not None and name not in (*self.rules, *mine):
                 raise violation(f"rule {name!r} is not allowed: {_allowed(self.rules)}", "decoding.select")
+        parts = () if own is None else own.prompt_parts
+        if PROMPT in (self.forbidden or ()) and any(part not in parts for part in spec.prompt_parts):
+            path = "decoding.prompt" if spec.prompts else "decoding.strategy"
+            raise violation("parts that change the prompt may not be set: leave them out", path)
         known = {} if own is None else named(own)
         for guide, path in named(spec).items():
             if guide not in known:

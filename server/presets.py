@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from trimtab.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from trimtab.llm import GenerationRequest
+    from trimtab.requests import GenerationRequest
 
 
 class Preset(BaseModel):

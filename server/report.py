@@ -10,7 +10,7 @@ from trimtab.server.bridge import Exchange
 from trimtab.server.schema.responses import CompletionUsage, PromptTokensDetails
 
 if TYPE_CHECKING:
-    from trimtab.llm import PreparedRequest
+    from trimtab.requests import PreparedRequest
 
 
 def usage(results: Sequence[Result]) -> CompletionUsage:

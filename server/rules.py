@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from trimtab.decoders.named import named
+from trimtab.decoders.preference import Personal
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import InvalidRequest
 from trimtab.server.callers import Caller, unauthorized
@@ -61,12 +62,11 @@ class Rules:
             raise unauthorized(authorization)
         return self.callers[name]
 
-    def users(self, guide: str) -> list[str]:
-        """The presets and policies that name a guide."""
+    def users(self, guide: str, personal: Personal) -> list[str]:
+        """The presets and policies that name a guide; `personal` is what preferences of presets may refer to."""
         floors = {name: policy.floor for name, policy in self.policies.items()}
-        presets = [
-            f"preset {name}" for name, each in self.presets.items() if guide in named(DecodingSpec.parse(each.decoding))
-        ]
+        specs = {name: DecodingSpec.parse(each.decoding, personal) for name, each in self.presets.items()}
+        presets = [f"preset {name}" for name, spec in specs.items() if guide in named(spec)]
         return presets + [f"policy {name}" for name, floor in floors.items() if floor and guide in floor.guides]
 
     def check_admin(self, authorization: str | None) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import closing
 from types import FrameType
 
 import uvicorn
@@ -63,19 +64,21 @@ def serve(source: Source) -> None:
 
 def _serve(settings: Settings, source: Source, listener: socket.socket) -> None:
     # Imported after the port is ours: transformers takes seconds to import, and a taken port is told before.
+    from trimtab.decoders.library import Library
     from trimtab.llm import LLM
     from trimtab.server.app import create_app
 
-    llm = LLM(settings=settings.engine)
-    try:
-        app = create_app(llm, settings, source.load)
-    except TrimtabError:
-        llm.close()
-        raise
-    try:
-        DrainingServer(app.state.service, uvicorn_config(app)).run(sockets=[listener])
-    finally:
-        app.state.service.close()
+    with closing(Library(settings.server.library)) as library:
+        llm = LLM(settings=settings.engine, library=library, attributes=settings.attributes)
+        try:
+            app = create_app(llm, settings, source.load)
+        except TrimtabError:
+            llm.close()
+            raise
+        try:
+            DrainingServer(app.state.service, uvicorn_config(app)).run(sockets=[listener])
+        finally:
+            app.state.service.close()
 
 
 def uvicorn_config(app: FastAPI) -> ProtocolConfig:

@@ -4,7 +4,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +18,7 @@ from trimtab.server.logs import current
 from trimtab.server.metrics import Metrics
 from trimtab.server.nearest import hint
 from trimtab.server.policy import Endpoint
+from trimtab.server.preferences import names_profile, with_profile
 from trimtab.server.presets import Preset
 from trimtab.server.quotas import Quotas
 from trimtab.server.rules import Rules
@@ -25,7 +26,9 @@ from trimtab.server.settings import RELOADABLE, Settings
 from trimtab.server.version import installed_version
 
 if TYPE_CHECKING:
-    from trimtab.llm import LLM, GenerationRequest
+    from trimtab.decoders.library import Library
+    from trimtab.llm import LLM
+    from trimtab.requests import GenerationRequest
 
 log = logging.getLogger("trimtab.server")
 
@@ -61,8 +64,13 @@ class Service:
         self.llms: Mapping[str, LLM] = {llm.model_name: llm}
         """by id; replaced as a whole. The first is what requests without a model get"""
         self.settings = settings.server
+        self.attributes = settings.attributes
+        """what preferences weigh; None: by the model"""
+        self.library = llm.library
+        """norms and profiles of every model; None where nothing is kept"""
         self.rules = Rules.of(settings, self.llms)
-        self.metrics = Metrics(lambda: {name: each.stats for name, each in self.llms.items()})
+        norms = None if self.library is None else self.library.norms
+        self.metrics = Metrics(lambda: {name: each.stats for name, each in self.llms.items()}, norms)
         self.bridge = Bridge(self.metrics)
         self.quotas = Quotas(self.metrics.spent)
         self.created = int(time.time())
@@ -70,11 +78,29 @@ class Service:
         self.draining = False
         self._started = self._configured = settings
         self._source = source
+        self._warned = False
 
     @property
     def failed(self) -> Exception | None:
         """Why an engine stopped for good, if one did."""
         return next((llm.failed for llm in self.llms.values() if llm.failed is not None), None)
+
+    @property
+    def kept(self) -> "Library":
+        """Norms and profiles, to be read; raises a 503 where none are kept."""
+        if self.library is None:
+            message = "no norms and profiles are kept here: the server was made around an LLM without a library"
+            raise ApiError(503, message, code="no_library")
+        return self.library
+
+    @property
+    def written(self) -> "Library":
+        """The same, to be changed; the first time, the log says so if it will be lost."""
+        library = self.kept
+        if self.settings.library is None and not self._warned:
+            self._warned = True
+            log.warning("norms and profiles are lost when the server ends: name a file for them in server.library")
+        return library
 
     def drain(self) -> None:
         """Refuse new requests from now on; running ones go on. Safe from a signal handler."""
@@ -194,8 +220,12 @@ class Service:
         applied: tuple[str, ...] = ()
         if preset is not None:
             requests = [preset.apply(each, call.given, self._most_tokens(call)) for each in requests]
+        personal, decoding = call.llm.personal(call.caller.name), requests[0].decoding
+        if decoding is not None and names_profile(decoding):
+            decoding = await run_in_threadpool(with_profile, decoding, personal)
+        requests = [replace(each, tenant=call.caller.name, decoding=decoding) for each in requests]
         if policy is not None:
-            reviewed = [policy.review(each, call.given, preset=preset) for each in requests]
+            reviewed = [policy.review(each, call.given, personal=personal, preset=preset) for each in requests]
             requests, applied = [each for each, _ in reviewed], reviewed[0][1]
         lease = self.quotas.enter(call.caller, len(requests))
         try:

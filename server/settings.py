@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from trimtab.decoders.attributes import Attribute
 from trimtab.engine.errors import TrimtabError
 from trimtab.engine.settings import EngineSettings
 from trimtab.server.keys import Key
@@ -62,6 +63,9 @@ class ServerSettings(_Section):
     body_timeout: float = Field(default=30.0, gt=0.0, description="seconds for the body of a request to arrive")
     write_timeout: float = Field(default=60.0, gt=0.0, description="seconds that a client may read nothing at all")
     keep_alive: float = Field(default=10.0, gt=0.0, description="seconds of silence before a comment in a stream")
+    library: Path | None = Field(
+        default=None, description="file of norms and profiles; absent: a temporary one, lost at the end"
+    )
     telemetry: bool = Field(default=False, description="OpenTelemetry traces, set up by the OTEL_ variables")
     log: LogSettings = LogSettings()
     limits: RequestLimits = RequestLimits()
@@ -74,6 +78,9 @@ class Settings(BaseSettings):
 
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    attributes: dict[str, Attribute] | None = Field(
+        None, description="what preferences weigh, by name; absent: those of the model"
+    )
     presets: dict[str, Preset] = Field(default_factory=dict, description="decoding by name; model ids MODEL:PRESET")
     policies: dict[str, Policy] = Field(default_factory=dict, description="what requests must keep to, by name")
     default_policy: str | None = Field(None, description="policy of callers whose key names none")

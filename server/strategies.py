@@ -7,6 +7,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from trimtab.decoders.preference import Preference
 from trimtab.decoders.registry import markdown_table, strategies
 from trimtab.decoders.select import AnyRule, Rule
 from trimtab.engine.budget import Budget
@@ -27,6 +28,11 @@ def described_rules() -> list[dict[str, Any]]:
 def budget_schema() -> dict[str, Any]:
     """JSON Schema of `budget`."""
     return Budget.model_json_schema()
+
+
+def preference_schema() -> dict[str, Any]:
+    """JSON Schema of `preference`."""
+    return Preference.model_json_schema()
 
 
 def markdown() -> str:

@@ -21,7 +21,7 @@ from trimtab.engine.results import Result
 from trimtab.server.logs import PROBES
 
 if TYPE_CHECKING:
-    from trimtab.llm import PreparedRequest
+    from trimtab.requests import PreparedRequest
 
 NANOSECONDS = 1_000_000_000
 

@@ -26,7 +26,7 @@ NO_TYPES = {"title": str, "example": object, "headers": dict, "info": dict}
 
 def document() -> dict[str, Any]:
     """The OpenAPI document of a server with default settings, as it is before a model is loaded."""
-    unloaded = cast("LLM", SimpleNamespace(model_name="model"))
+    unloaded = cast("LLM", SimpleNamespace(model_name="model", library=None))
     return create_app(unloaded, Settings()).openapi()
 
 

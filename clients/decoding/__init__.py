@@ -1,7 +1,8 @@
 """The `decoding` of a request as typed objects. Written by `make docs` from the registry: change it there."""
 
 from trimtab.clients.decoding.base import Rule
-from trimtab.clients.decoding.objects import Budget, Constraint, Expression, Reward
+from trimtab.clients.decoding.objects import Budget, Community, Constraint, Example, Expression, Preference, Reward
+from trimtab.clients.decoding.prompt import Norms, Persona, Pluralism, Principles, Rewrite, Urial
 from trimtab.clients.decoding.rules import (
     Abstain,
     Argmax,
@@ -57,6 +58,7 @@ from trimtab.clients.decoding.steer import (
     Mod,
     Nudging,
     Pad,
+    Panacea,
     ProxyTuning,
     Rad,
     ReControl,
@@ -64,14 +66,16 @@ from trimtab.clients.decoding.steer import (
     Vas,
     Wsd,
 )
-from trimtab.clients.decoding.strategy import Search, Steer, Strategy
+from trimtab.clients.decoding.strategy import PromptPart, Search, Steer, Strategy
 
 __all__ = [
     "DTS", "DVTS", "Abstain", "Argmax", "Args", "BeamSearch", "BestOfN", "BlockwiseCD", "Budget", "Candidates", "Cards",
-    "Cd", "Cfg", "Chi2", "ChunkBeamSearch", "Constraint", "Contrastive", "ControlVector", "DExperts", "DTSStar",
-    "Darwin", "Deal", "Dera", "Eft", "Ensemble", "Expression", "Fudge", "GenArm", "GuidedSpeculation", "Ivl", "Ivo",
-    "Majority", "MinimumBayesRisk", "Mixture", "Mod", "Nudging", "Pad", "ParticleFilter", "Poisson", "PpoMcts",
+    "Cd", "Cfg", "Chi2", "ChunkBeamSearch", "Community", "Constraint", "Contrastive", "ControlVector", "DExperts",
+    "DTSStar", "Darwin", "Deal", "Dera", "Eft", "Ensemble", "Example", "Expression", "Fudge", "GenArm",
+    "GuidedSpeculation", "Ivl", "Ivo", "Majority", "MinimumBayesRisk", "Mixture", "Mod", "Norms", "Nudging", "Pad",
+    "Panacea", "ParticleFilter", "Persona", "Pluralism", "Poisson", "PpoMcts", "Preference", "Principles", "PromptPart",
     "ProxyTuning", "QAlign", "Rad", "ReControl", "Refine", "RegularisedBestOfN", "Reward", "RewardGuidedSpeculation",
-    "RobustPreferenceSelection", "Rule", "Sample", "Search", "SelfConsistency", "Soft", "SpeculativeRejection", "Steer",
-    "Strategy", "TransferQStar", "TreeBoN", "TsLlm", "Value", "Vas", "WeightedVote", "Wsd",
+    "Rewrite", "RobustPreferenceSelection", "Rule", "Sample", "Search", "SelfConsistency", "Soft",
+    "SpeculativeRejection", "Steer", "Strategy", "TransferQStar", "TreeBoN", "TsLlm", "Urial", "Value", "Vas",
+    "WeightedVote", "Wsd",
 ]  # fmt: skip

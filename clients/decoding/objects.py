@@ -19,6 +19,14 @@ class Budget(Part):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Community(Part):
+    """Whose view it is: a model's, or the base's under a text."""
+
+    guide: Annotated[str | None, "a language-model guide, or `base` as it is"] = None
+    system: Annotated[str | None, "what the system message says last where the base speaks for it"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint(Part):
     """Phrases that are to occur or not, and bounds on the number of words; each phrase and each bound is one
     condition.
@@ -28,6 +36,14 @@ class Constraint(Part):
     forbidden: Annotated[Sequence[str] | None, "phrases that are not to occur; [] if not given"] = None
     min_words: Annotated[int | None, "words at least"] = None
     max_words: Annotated[int | None, "words at most"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example(Part):
+    """A question and how it is answered."""
+
+    query: Annotated[str, "what is asked"]
+    answer: Annotated[str, "how it is answered"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +70,16 @@ class Expression(Part):
     low: Annotated[float | None, "clip: lowest value"] = None
     high: Annotated[float | None, "clip: highest value"] = None
     pessimism: Annotated[float | None, "ensemble: what one unit of variance costs"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference(Part):
+    """A person's preference: exactly one of its fields."""
+
+    weights: Annotated[Mapping[str, float] | None, "weight of each attribute, -1 (its opposite) to 1"] = None
+    text: Annotated[str | None, "in words"] = None
+    infer: Annotated[str | None, "preference guide that weighs its rewards by the prompt"] = None
+    profile: Annotated[str | None, "id of a stored preference"] = None
 
 
 Reward = str | Expression | Mapping[str, Any]

@@ -34,7 +34,7 @@ class BestOfN(Search):
     name: ClassVar[str] = "best_of_n"
 
     n: Annotated[int | None, "answers to draw; fewer where `budget.max_kl` asks for it; 8 if not given"] = None
-    reward: Annotated[Reward, "what scores the answers: a reward's name, or an expression over several"]
+    reward: Annotated[Reward | None, "what scores the answers: a reward's name, or an expression over several"] = None
     export: Annotated[
         Literal["best_and_worst"] | None, "best_and_worst: report a preference pair, to train a policy on (BoNBoN, DPO)"
     ] = None
@@ -46,7 +46,7 @@ class Cards(Search):
 
     name: ClassVar[str] = "cards"
 
-    reward: Annotated[Reward, "what scores the answer"]
+    reward: Annotated[Reward | None, "what scores the answer"] = None
     value: Annotated[Reward | None, "what scores the answer so far; `reward` if not given"] = None
     target: Annotated[float, "r*: the value that the end of an answer should reach"]
     alpha: Annotated[float | None, "where the threshold begins: 0 at the value of the empty answer, 1 at target"] = None
@@ -92,7 +92,7 @@ class Darwin(Search):
 
     name: ClassVar[str] = "darwin"
 
-    reward: Annotated[Reward, "reward of whole answers, for the final choice"]
+    reward: Annotated[Reward | None, "reward of whole answers, for the final choice"] = None
     value: Annotated[Reward | None, "reward of unfinished answers; none: the same as `reward`"] = None
     mutations: Annotated[int | None, "variants of the instruction beside itself; 5 if not given"] = None
     mutator: Annotated[str | None, "name of the language model that writes them; base if not given"] = None
@@ -123,7 +123,7 @@ class DTS(Search):
 
     name: ClassVar[str] = "dts"
 
-    reward: Annotated[Reward, "what scores the answers: a reward's name, or an expression over several"]
+    reward: Annotated[Reward | None, "what scores the answers: a reward's name, or an expression over several"] = None
     beta: Annotated[float | None, "temperature of the reward, 1 / lambda of the paper; 1.0 if not given"] = None
     block: Annotated[int | None, "tokens of a segment; 16 if not given"] = None
     simulations: Annotated[int | None, "answers written on the way, most of them in part; 32 if not given"] = None
@@ -138,7 +138,7 @@ class DTSStar(Search):
 
     name: ClassVar[str] = "dts_star"
 
-    reward: Annotated[Reward, "what scores the answers: a reward's name, or an expression over several"]
+    reward: Annotated[Reward | None, "what scores the answers: a reward's name, or an expression over several"] = None
     beta: Annotated[float | None, "temperature of the reward, 1 / lambda of the paper; 1.0 if not given"] = None
     block: Annotated[int | None, "tokens of a segment; 16 if not given"] = None
     simulations: Annotated[int | None, "answers written on the way, most of them in part; 32 if not given"] = None
@@ -191,7 +191,7 @@ class ParticleFilter(Search):
     name: ClassVar[str] = "particle_filter"
 
     n: Annotated[int | None, "particles: answers that grow side by side; 8 if not given"] = None
-    reward: Annotated[Reward, "what scores whole answers: a reward's name, or an expression over several"]
+    reward: Annotated[Reward | None, "what scores whole answers: a reward's name, or an expression over several"] = None
     value: Annotated[Reward | None, "what scores unfinished answers; `reward` if it is not given"] = None
     beta: Annotated[float | None, "weight of the reward: the target is base * exp(beta * r); 1.0 if not given"] = None
     block: Annotated[int | None, "tokens of a step; 16 if not given"] = None
@@ -226,7 +226,7 @@ class QAlign(Search):
 
     name: ClassVar[str] = "qalign"
 
-    reward: Annotated[Reward, "what scores the answers: a reward's name, or an expression over several"]
+    reward: Annotated[Reward | None, "what scores the answers: a reward's name, or an expression over several"] = None
     beta: Annotated[float | None, "temperature of the reward: the target is base * exp(r / beta)"] = None
     steps: Annotated[int | None, "proposals of each chain; 0 is plain sampling; 32 if not given"] = None
     chains: Annotated[int | None, "chains side by side, each of which ends with one answer; 1 if not given"] = None
@@ -255,9 +255,12 @@ class RobustPreferenceSelection(Search):
     name: ClassVar[str] = "rps"
 
     preference: Annotated[
-        Mapping[str, float],
+        Mapping[str, float] | None,
         "weight of each attribute, by the name of the reward that measures it; only their ratios count",
-    ]
+    ] = None
+    rewards: Annotated[
+        Mapping[str, Reward] | None, "what measures attributes, where it is not the reward of the same name"
+    ] = None
     directions: Annotated[int | None, "directions to answer under, one answer each; 5 if not given"] = None
     angle: Annotated[float | None, "degrees that a direction may lie off the user's; 30.0 if not given"] = None
 
@@ -314,7 +317,7 @@ class SpeculativeRejection(Search):
     name: ClassVar[str] = "speculative_rejection"
 
     n: Annotated[int | None, "drafts to begin with; 16 if not given"] = None
-    reward: Annotated[Reward, "what scores the whole answers"]
+    reward: Annotated[Reward | None, "what scores the whole answers"] = None
     value: Annotated[Reward | None, "what ranks the drafts on their way; `reward` if not given"] = None
     alpha: Annotated[float | None, "share of the drafts that each stage drops; 0 drops none; 0.5 if not given"] = None
     schedule: Annotated[Sequence[int] | None, "lengths of the answer, in tokens, at which drafts are dropped"] = None
@@ -326,7 +329,7 @@ class TransferQStar(Search):
 
     name: ClassVar[str] = "tqstar"
 
-    reward: Annotated[str, "name of the guide that scores the text with its rollout"]
+    reward: Annotated[str | None, "name of the guide that scores the text with its rollout"] = None
     w: Annotated[float | None, "weight of the reward; 1.0 if not given"] = None
     k: Annotated[int | None, "candidates; no other token can be drawn; 10 if not given"] = None
     rollout: Annotated[int | None, "tokens to look ahead, greedily; 0 scores the candidate alone"] = None
@@ -351,7 +354,7 @@ class TreeBoN(Search):
     dpo: Annotated[str | None, "language model that was tuned by DPO"] = None
     ref: Annotated[str | None, "the same model before, or `base`; base if not given"] = None
     value: Annotated[Reward | None, "what scores the unfinished drafts, in place of dpo and ref"] = None
-    reward: Annotated[Reward, "picks among the final answers"]
+    reward: Annotated[Reward | None, "picks among the final answers"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

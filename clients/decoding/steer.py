@@ -196,6 +196,21 @@ class Pad(Steer):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Panacea(Steer):
+    """`W + strength * B diag(1, lambda) A`: the base with an adapter that has a block for each attribute."""
+
+    name: ClassVar[str] = "panacea"
+
+    guide: Annotated[str, "name of the adapter"]
+    preference: Annotated[
+        Mapping[str, float] | None, "lambda: attributes of the adapter with their weights; those left out count 0"
+    ] = None
+    normalise: Annotated[bool | None, "divide the weights by their sum, as the adapter was trained"] = None
+    strength: Annotated[float | None, "how much the whole adapter counts; 0: not at all; 1.0 if not given"] = None
+    measure_kl: Annotated[bool | None, "run the plain model beside, so that reports compare with it"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyTuning(Steer):
     """`z_base + alpha * (z_expert - z_antiexpert)`: what tuning taught a small model, given to the base."""
 

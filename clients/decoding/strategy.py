@@ -1,11 +1,11 @@
 """What every strategy may be combined with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from trimtab.clients.decoding.base import Part, Rule
-from trimtab.clients.decoding.objects import Budget
+from trimtab.clients.decoding.objects import Budget, Preference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +14,12 @@ class Strategy(Part):
 
     name: ClassVar[str]
 
+    preference: Annotated[
+        str | Preference | Mapping[str, Any] | None, "what the person who asks would like; fills in what is left out"
+    ] = None
+    prompt: Annotated["Sequence[PromptPart | Mapping[str, Any]] | None", "parts that change what the models read"] = (
+        None
+    )
     steer: Annotated["Sequence[Steer | Mapping[str, Any]] | None", "parts that shape the next token"] = None
     select: Annotated[str | Rule | Mapping[str, Any] | None, "how choices are found among a search's answers"] = None
     budget: Annotated[Budget | Mapping[str, Any] | None, "what the request may spend at most"] = None
@@ -22,8 +28,9 @@ class Strategy(Part):
     def to_dict(self) -> dict[str, Any]:
         """As it goes over the wire."""
         told = {"strategy": self.name, **Part.to_dict(self)}
-        if self.steer:
-            told["steer"] = [each.to_part() if isinstance(each, Steer) else dict(each) for each in self.steer]
+        for key, parts in (("prompt", self.prompt), ("steer", self.steer)):
+            if parts:
+                told[key] = [each.to_part() if isinstance(each, Listed) else dict(each) for each in parts]
         return told
 
 
@@ -33,12 +40,23 @@ class Search(Strategy):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Steer(Strategy):
-    """A strategy that shapes the next token: alone, or in the `steer` of another."""
+class Listed(Strategy):
+    """A strategy that may stand alone, or in a list of another."""
 
     def to_part(self) -> dict[str, Any]:
-        """As it stands in the `steer` of another strategy, which is also what selects, limits and traces."""
+        """As it stands in the list of another strategy, which is also what selects, limits and traces."""
         told = self.to_dict()
-        if alone := [name for name in ("steer", "select", "budget", "trace") if name in told]:
-            raise ValueError(f"{', '.join(alone)} of a part of `steer`: give it to the strategy that the part is for")
+        shared = {each.name for each in fields(Strategy)} - type(self).__annotations__.keys()
+        if alone := [name for name in told if name in shared]:
+            raise ValueError(f"{', '.join(alone)} of a part: give it to the strategy that the part is for")
         return {"method": told.pop("strategy"), **told}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steer(Listed):
+    """A strategy that shapes the next token: alone, or in the `steer` of another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptPart(Listed):
+    """A strategy that changes what the models read: alone, or in the `prompt` of another."""

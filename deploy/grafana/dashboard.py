@@ -94,6 +94,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {
                 "{{model}} used": f"sum by (model) (trimtab:kv_pages_used{MODEL})",
                 "{{model}} cached": f"sum by (model) (trimtab:kv_pages_cached{MODEL})",
+                "{{model}} pinned": f"sum by (model) (trimtab:prefix_pages_pinned{MODEL})",
                 "{{model}} all": f"sum by (model) (trimtab:kv_pages{MODEL})",
             },
         ),
@@ -129,6 +130,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             about="1: requests that need the guide get a 503",
             width=12,
         ),
+    ),
+    "Norms": (
+        Panel("Norms stored", {"{{instance}}": "trimtab:norms"}, kind="stat"),
+        Panel("Norms found for queries", {"{{instance}}": rate("norms_retrieved_total", "instance")}, "ops"),
+        Panel("Time to find norms", quantiles("norms_retrieval_seconds", "instance", ""), "s"),
     ),
     "Callers and process": (
         Panel("Model tokens per second by caller", {"{{caller}}": rate("caller_model_tokens_total", "caller")}),

@@ -44,7 +44,7 @@ class StrategyList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
-    """every strategy: `name`, `kind` (`search` or `steer`), `summary`, `paper`, `cost`, `needs`, `schema`"""
+    """every strategy: `name`, `kind` (`search`, `steer` or `prompt`), `summary`, `paper`, `cost`, `needs`, `schema`"""
     rules: list[dict[str, Any]]
     """what `select` may name: `name`, `summary`, `schema`"""
     budget: dict[str, Any]
@@ -163,7 +163,7 @@ class ModelList(BaseModel):
 
 
 class ContractFinding(BaseModel):
-    """One point that a reward model was examined for when it was loaded."""
+    """One point that a model was examined for when it was loaded."""
 
     name: str
     ok: bool
@@ -173,7 +173,7 @@ class ContractFinding(BaseModel):
 
 
 class GuideContract(BaseModel):
-    """Whether the scores of a reward model can be relied on."""
+    """Whether the scores of a reward model, or the vectors of an embedding model, can be relied on."""
 
     ok: bool
     findings: list[ContractFinding]
@@ -209,8 +209,10 @@ class GuideCard(BaseModel):
     """it gives values to single tokens that could come next"""
     scores_answers: bool
     """it can be the reward of a search"""
+    attributes: tuple[str, ...] | None = Field(exclude_if=lambda names: not names)
+    """what a preference weighs, of an adapter with a block for each"""
     contract: GuideContract | None = Field(exclude_if=lambda contract: contract is None)
-    """of rewards that are models"""
+    """of rewards that are models, and of embedding models"""
     card: GuideOrigin | None = Field(exclude_if=lambda card: card is None)
     """of guides whose folder has a card.json"""
 

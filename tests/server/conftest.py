@@ -3,10 +3,11 @@
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -15,9 +16,11 @@ from openai import OpenAI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from trimtab.compiling import Compiler
+from trimtab.decoders.library import Library
+from trimtab.decoders.preference import Personal
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import Overloaded
-from trimtab.engine.job import Opening
 from trimtab.engine.plan import SteerPlan
 from trimtab.engine.results import (
     Candidate,
@@ -33,8 +36,9 @@ from trimtab.engine.results import (
 )
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.settings import EngineSettings
-from trimtab.engine.vocabulary import Message, Vocabulary
-from trimtab.llm import LLM, GenerationRequest, PreparedRequest
+from trimtab.engine.vocabulary import Vocabulary
+from trimtab.llm import LLM
+from trimtab.requests import GenerationRequest, PreparedRequest
 from trimtab.server.app import create_app
 from trimtab.server.serve import DrainingServer, bind, uvicorn_config
 from trimtab.server.settings import ServerSettings, Settings
@@ -81,9 +85,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llm(model_folder: Path) -> Iterator[LLM]:
-    """The real engine on the tiny model."""
+    """The real engine on the tiny model, with an empty store of norms and profiles."""
     settings = EngineSettings(model=str(model_folder), dtype="float32", device="cpu", threads=1, pool_tokens=4096)
-    with LLM(settings=settings) as model:
+    with closing(Library()) as library, LLM(settings=settings, library=library) as model:
         yield model
 
 
@@ -98,17 +102,18 @@ class FakeLLM:
         self.rewards: dict[str, object] = {}
         self.stats = EngineStats()
         self.failed: Exception | None = None
+        self.library = None
         self.refuses: Exception | None = None
         self.submitted: list[tuple[PreparedRequest, object, Deliver]] = []
         self.cancelled: list[object] = []
         self.draining = False
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        def opener(messages: Sequence[Message], model: str) -> Opening:
-            raise NotImplementedError
-
         spec, plan = DecodingSpec.parse(request.decoding), SteerPlan(SamplingParams(), 7, frozenset())
-        return PreparedRequest(request, array("q", [1, 2]), spec, plan, 9, request.n, opener)
+        return PreparedRequest(request, array("q", [1, 2]), spec, plan, 9, request.n, cast(Compiler, None))
+
+    def personal(self, tenant: str | None) -> Personal:
+        return Personal()
 
     def submit(self, prepared: PreparedRequest, handle: object, deliver: Deliver) -> None:
         if self.refuses is not None:

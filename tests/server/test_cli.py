@@ -120,3 +120,25 @@ def test_doctor_names_problems_and_fixes() -> None:
     assert len(problems) == 2
     assert "--port" in problems[0]
     assert "/no/such/folder" in problems[1]
+
+
+def test_norms_are_imported_exported_and_listed_without_a_server(tmp_path: Path) -> None:
+    library, lines = tmp_path / "norms.sqlite", tmp_path / "norms.jsonl"
+    told = [
+        '{"id":"a","text":"Be kind."}',
+        '{"id":"b","text":"Say it\\nin short.","tags":["tone","length"],"valid_until":"2030-01-01T00:00:00Z"}',
+    ]
+    lines.write_text("\n".join(told) + "\n")
+    imported = trimtab("norms", "import", str(lines), "--library", str(library))
+    assert (imported.returncode, imported.stdout) == (0, "2 created, 0 replaced, 0 as they were\n"), imported.stderr
+    assert trimtab("norms", "export", "--library", str(library)).stdout.splitlines() == told
+    listed = trimtab("norms", "list", "--library", str(library), "--tag", "tone")
+    assert listed.stdout == "b\t1\ttone,length\tSay it in short.\n"
+
+    lines.write_text(told[0] + '\n{"id": "c"}\n')
+    failed = trimtab("norms", "import", str(lines), "--library", str(library))
+    assert (failed.returncode, failed.stderr) == (1, "trimtab: line 2: text: Field required\n")
+    missing = trimtab("norms", "list", "--library", str(tmp_path / "none"))
+    assert missing.returncode == 1
+    assert "there is no file" in missing.stderr
+    assert not (tmp_path / "none").exists()

@@ -7,6 +7,7 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.specs.openapi.checks import RejectedPositiveData
 
+from trimtab.decoders.library import Library
 from trimtab.engine.settings import EngineSettings
 from trimtab.llm import LLM
 from trimtab.server.settings import Settings
+
+schemathesis.serializer.alias("application/jsonl", "text/plain")
 
 CASES = int(os.environ.get("FUZZ_CASES", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
@@ -38,7 +42,7 @@ def url(model_folder: Path, start_shared: Callable[..., Any]) -> Iterator[str]:
         "keys": {"fuzz": {"sha256": sha256(KEY.encode()).hexdigest()}},
         "admin_key": {"sha256": sha256(ADMIN.encode()).hexdigest()},
     }
-    with LLM(settings=engine) as llm:
+    with closing(Library()) as library, LLM(settings=engine, library=library) as llm:
         yield str(start_shared(llm, Settings.model_validate(settings)).url)
 
 
@@ -70,6 +74,9 @@ def known_names(document: dict[str, Any]) -> dict[str, Any]:
     unload = document["paths"]["/admin/models/{model}"]["delete"]["parameters"]
     unload[0]["schema"] = {"const": "missing"}  # the one model is to stay
     schemas["FunctionCall"]["properties"]["arguments"] = {"enum": ["", "{}", '{"a": [1]}']}
+    lines = document["paths"]["/admin/norms/import"]["post"]["requestBody"]["content"]["application/jsonl"]
+    lines["schema"] = {"enum": ['{"id": "a", "text": "Be kind."}', '{"id": "a", "text": "Be brief."}\n\n']}
+    schemas["NewProfile"]["properties"]["weights"]["anyOf"][0]["propertyNames"] = {"enum": ["brevity", "warmth"]}
     token = {"type": "integer", "minimum": 0, "maximum": 260}
     schemas["DetokenizeRequest"]["properties"]["tokens"]["items"] = token
     schemas["Expression"]["anyOf"][0]["enum"] = REWARDS
@@ -115,6 +122,12 @@ SPANNING = (
     "response_format",  # a schema with its type alone, and one that can be compiled
     "engine",
     "config",
+    "infer",  # a guide that is loaded
+    "id",  # as the path has it
+    "text",  # no control characters
+    "topic",
+    "tags",
+    "tenant",
 )
 """fields with a rule that JSON Schema cannot tell, because it spans several fields or what is loaded"""
 
@@ -125,8 +138,10 @@ def judged() -> Iterator[None]:
 
     @schemathesis.hook
     def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
-        if not isinstance(failure, RejectedPositiveData) or response.status_code != 400:
+        if not isinstance(failure, RejectedPositiveData) or response.status_code not in (400, 412):
             return True
+        if response.status_code == 412:  # of an if-match that somebody made up
+            return False
         error = response.json()["error"]
         return (error["param"] or "").replace("[", ".").split(".")[0] not in SPANNING
 
@@ -167,7 +182,8 @@ def test_the_server_does_what_its_document_says(url: str, phase: str) -> None:
             },
             "phases": {each: {"enabled": each == phase} for each in ("examples", "coverage", "fuzzing", "stateful")},
             "operations": [  # what does not fit is not sent there: it would load the default model
-                {"include-path": "/admin/models", "generation": {"mode": "positive"}}
+                {"include-path": "/admin/models", "generation": {"mode": "positive"}},
+                {"include-path": "/admin/norms/import", "generation": {"mode": "positive"}},
             ],
             "continue-on-failure": True,
             "output": {"sanitization": {"enabled": False}},

@@ -51,6 +51,7 @@ def test_gauges_and_counters_are_the_engines_own(metrics: Metrics) -> None:
         "kv_pages": 100,
         "kv_pages_used": 25,
         "kv_pages_cached": 10,
+        "prefix_pages_pinned": 3,
         "kv_cache_usage_perc": 0.25,
         "prefix_cache_queries_total": 90,
         "prefix_cache_hits_total": 30,

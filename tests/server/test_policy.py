@@ -14,7 +14,8 @@ from wire import CHAT, TEXT
 
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.sampling import SamplingParams
-from trimtab.llm import LLM, GenerationRequest
+from trimtab.llm import LLM
+from trimtab.requests import GenerationRequest
 from trimtab.server.errors import ApiError
 from trimtab.server.policy import Policy
 from trimtab.server.presets import Preset

@@ -7,7 +7,8 @@ import httpx2
 import pytest
 
 from trimtab.engine.sampling import SamplingParams
-from trimtab.llm import LLM, GenerationRequest
+from trimtab.llm import LLM
+from trimtab.requests import GenerationRequest
 from trimtab.server.presets import Preset
 from trimtab.server.settings import InvalidSettings, Settings
 

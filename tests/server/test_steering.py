@@ -1,6 +1,7 @@
 """Steering as clients meet it: answers, traces and streams through OpenAI's client, errors, guides and metrics."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,10 @@ def test_a_stream_is_the_whole_answer_in_parts(client: OpenAI, decoding: dict[st
     if decoding["strategy"] == "nudging":
         nudged = [each["source"] == "nudge" for each in whole.decoding["trace"][0]]
         assert whole.decoding["steering"][0]["intervention_rate"] == pytest.approx(sum(nudged) / len(nudged), abs=1e-5)
+    for name, field in (("branching_factor", "entropy"), ("branching_factor_base", "entropy_base")):
+        known = [each[field] for each in whole.decoding["trace"][0] if each[field] is not None]
+        factor = math.exp(sum(known) / len(known)) if known else None
+        assert whole.decoding["steering"][0][name] == pytest.approx(factor, rel=1e-4)
 
 
 @pytest.mark.parametrize(
