@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint fix serve bench bench-gpu bench-norms bench-preferences fuzz soak docs types demo-guides
+.PHONY: help install test lint fix serve bench bench-gpu bench-norms bench-preferences bench-urial fuzz soak docs types demo-guides
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-norms: install  ## measure the retrieval of norms over 100,000 rules, thre
 
 bench-preferences: install  ## how preferences move rewards on the demo model, ten minutes
 	$(BIN)/python benchmarks/preferences.py $(ARGS)
+
+bench-urial: install  ## what urial adds to a request once its prefix is cached, a few minutes
+	$(BIN)/python benchmarks/urial.py $(ARGS)
 
 fuzz: install  ## 2,000 requests made up from the description of the API, two minutes
 	FUZZ_CASES=2000 $(BIN)/pytest tests/server/test_fuzz.py $(ARGS)

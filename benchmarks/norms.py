@@ -28,6 +28,8 @@ payment invoice address privacy data record date city country language tone poli
 danger weapon fire chemical allergy food recipe travel visa border election vote party religion custom holiday gift
 """
 SYLLABLES = "ba be bo da de di do fa fi ga go ka ki ko la le li lo ma me mi na ne no pa po ra re ri ro sa se ta te to"
+MODEL = "random"
+"""what stands for the digest of an embedding model"""
 TOPICS = ("health", "law", "travel", "school", "shop", "bank", None, None, None, None)
 TAGS = [f"tag{i}" for i in range(1000)]
 TENANTS = [f"tenant{i}" for i in range(200)]
@@ -67,7 +69,7 @@ def main() -> None:
         conditions = {"norms": args.norms, "import_s": perf_counter() - began}
         if args.dimensions:
             began = perf_counter()
-            library.norms.embed_missing("random", lambda texts: _unit(numbers, len(texts), args.dimensions))
+            library.norms.embed_missing(MODEL, lambda texts: _unit(numbers, len(texts), args.dimensions))
             conditions["store_vectors_s"] = perf_counter() - began
         rows = _retrievals(library, words, numbers, args)
         conditions |= {"edits_per_s": _edits(library, words, args)}
@@ -107,7 +109,7 @@ def _retrievals(
     if args.dimensions:
         made = _unit(numbers, 64, args.dimensions)
         asked = {
-            f"{name}, embedding": lambda kind=kind: kind()._replace(embedding=made[numbers.integers(64)])
+            f"{name}, embedding": lambda kind=kind: kind()._replace(embedding=made[numbers.integers(64)], model=MODEL)
             for name, kind in kinds.items()
             if name.startswith("12 words")
         }

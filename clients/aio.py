@@ -169,6 +169,10 @@ class AsyncTrimtabClient:
         """Every norm, as `import_norms` takes them."""
         return await self._ask(library.export_norms())
 
+    async def embed_norms(self, embedding: str, *, model: str | None = None) -> int:
+        """Make the vectors of all norms that have none by this guide; returns how many. Many take long."""
+        return await self._ask(library.embed_norms(embedding, model))
+
     async def profiles(self) -> list[dict[str, Any]]:
         """The preferences that are stored under this key."""
         return await self._ask(library.profiles())

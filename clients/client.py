@@ -190,6 +190,10 @@ class TrimtabClient:
         """Every norm, as `import_norms` takes them."""
         return self._ask(library.export_norms())
 
+    def embed_norms(self, embedding: str, *, model: str | None = None) -> int:
+        """Make the vectors of all norms that have none by this guide; returns how many. Many take long."""
+        return self._ask(library.embed_norms(embedding, model))
+
     def profiles(self) -> list[dict[str, Any]]:
         """The preferences that are stored under this key."""
         return self._ask(library.profiles())

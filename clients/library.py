@@ -67,6 +67,16 @@ def export_norms() -> Call[list[dict[str, Any]]]:
     return Call("GET", "/admin/norms/export", _lines)
 
 
+def embed_norms(embedding: str, model: str | None) -> Call[int]:
+    """POST /admin/norms/embed."""
+    return Call(
+        "POST",
+        "/admin/norms/embed",
+        lambda reply: int(reply.json()["embedded"]),
+        {"embedding": embedding, "model": model},
+    )
+
+
 def profiles() -> Call[list[dict[str, Any]]]:
     """GET /v1/profiles."""
     return Call("GET", "/v1/profiles", data_of)

@@ -1,15 +1,14 @@
 """An operator's floor: decoding that is laid under every request, and that no request can take away or weaken."""
 
-import json
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trimtab.decoders.invalid import VIOLATION
-from trimtab.decoders.named import named, rereading, shaping
+from trimtab.decoders.named import named, rereading, shaping, writing
 from trimtab.decoders.params import require_reward
 from trimtab.decoders.prompt.base import PromptPart
 from trimtab.decoders.registry import strategies
@@ -66,12 +65,20 @@ class Floor(BaseModel):
         InvalidRequest of code `policy_violation` for a request that would get around it.
         """
         if not trusted:
-            self._refuse(asked)
+            for each in (asked, *asked.corners):
+                self._refuse(each)
         spec, told = asked, []
         if self.search is not None and isinstance(spec.search, Sample):
-            first = ((spec.strategy, spec.params),) if isinstance(spec.params, Steer) else ()
+            steer = ((spec.strategy, spec.params),) if isinstance(spec.params, Steer) else ()
+            prompt = ((spec.strategy, spec.params),) if isinstance(spec.params, PromptPart) else ()
             search = self._searching(self.search)
-            spec = replace(spec, strategy=search.strategy, params=search.params, listed=(*first, *spec.listed))
+            spec = replace(
+                spec,
+                strategy=search.strategy,
+                params=search.params,
+                prompts=(*prompt, *spec.prompts),
+                listed=(*steer, *spec.listed),
+            )
             told.append(f"{search.strategy} in the place of plain sampling")
         laid, prompts = _parts(self.steer), _prompts(self.prompt)
         told += [f"{method} comes before the request" for method, _ in prompts]
@@ -123,10 +130,9 @@ class Floor(BaseModel):
         `decoding` may hold texts, too, which are put into conversations.
         """
         frame = [string for id_, string in vocabulary.added.items() if id_ in vocabulary.special_ids and string.strip()]
-        for field, said in (("messages", messages), ("tools", tools), ("decoding", [decoding])):
-            text = json.dumps(list(said), ensure_ascii=False)
+        for field, said in (("messages", messages), ("tools", tools), ("decoding", decoding)):
             for string in frame:
-                if string in text:
+                if any(string in text for text in _strings(said)):
                     raise _violation(f"{string!r} frames the turns of a conversation here: leave it out", field)
 
     def _refuse(self, spec: DecodingSpec) -> None:
@@ -142,10 +148,10 @@ class Floor(BaseModel):
                 raise _violation(
                     "the operator steers every answer, and requests may not steer beside: leave these parts out", path
                 )
-            if spec.search.others_write:
+            for path in ("decoding.strategy",) if spec.search.others_write else writing(spec):
                 raise _violation(
-                    f"under {spec.strategy!r} a model may write that the operator does not steer: use another strategy",
-                    "decoding.strategy",
+                    "a model would write that the operator does not steer: use another strategy, or let the base write",
+                    path,
                 )
         if self.reward is None:
             return
@@ -257,6 +263,19 @@ class Floor(BaseModel):
         except InvalidRequest as error:
             raise ValueError(str(error)) from None
         return self
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield str(key)
+            yield from _strings(each)
+    elif isinstance(value, Iterable):
+        for each in value:
+            yield from _strings(each)
 
 
 def _violation(message: str, param: str) -> InvalidRequest:

@@ -25,6 +25,15 @@ def rereading(spec: DecodingSpec) -> tuple[str, ...]:
     return tuple(draft.reread)
 
 
+def writing(spec: DecodingSpec) -> tuple[str, ...]:
+    """Paths of the models other than the base that a prompt part has write texts."""
+    draft = _NotingDraft({})
+    for path, part in spec.prompting:
+        draft.where = path
+        part.steer(draft)
+    return tuple(draft.writers)
+
+
 def shaping(spec: DecodingSpec) -> tuple[str, ...]:
     """Paths of what shapes the next token beside the base: parts that steer, and prompt parts that mix."""
     draft = _NotingDraft({})
@@ -59,6 +68,8 @@ class _NotingDraft(Draft):
         """paths of what reads another prompt than the request's"""
         self.shaped: list[str] = []
         """paths of what shapes the next token"""
+        self.writers: list[str] = []
+        """paths of other models that write"""
 
     def add(self, guide: str, weight: float, *, field: str, view: PromptView = AS_IT_IS) -> None:
         if replace(view, added=None) != AS_IT_IS:  # a view that adds to the prompt leaves nothing out
@@ -90,6 +101,8 @@ class _NotingDraft(Draft):
         self._note(guide, field)
 
     def writer(self, guide: str, *, field: str) -> None:
+        if guide != BASE:
+            self.writers.append(self._path(field))
         self._note(guide, field)
 
     def embedder(self, guide: str, *, field: str) -> None:

@@ -101,8 +101,6 @@ class Inferred:
     guide: str
     names: Mapping[str, str]
     """the attribute behind each of the guide's rewards"""
-    filled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """parameters that it has filled in, by the path of the part"""
     decoding: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """of the request, as it came"""
     personal: Personal = field(default_factory=Personal, compare=False)

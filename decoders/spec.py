@@ -56,6 +56,8 @@ class DecodingSpec:
     """what the floor demands of the search's end"""
     inferred: Inferred | None = None
     """a preference that a guide tells while the request runs; the parts are filled in by even weights until then"""
+    filled: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    """parameters that the preference has filled in, by the path of the part"""
     asked: "DecodingSpec | None" = None
     """what the request said, where a floor has changed it"""
 
@@ -94,9 +96,8 @@ class DecodingSpec:
             trace,
             rule,
             budget,
-            inferred=replace(preference, filled=fill.filled, decoding=decoding or {})
-            if isinstance(preference, Inferred)
-            else None,
+            filled=fill.filled,
+            inferred=replace(preference, decoding=decoding or {}) if isinstance(preference, Inferred) else None,
         )
         spec._check_combination()
         for name, count in (("prompt", len(spec.prompt_parts)), ("steer", len(spec.parts))):
@@ -110,7 +111,8 @@ class DecodingSpec:
     def program(self) -> SearchProgram:
         """What the engine runs."""
         preparing = tuple((i, part) for i, (_, _, part) in enumerate(self._prompting) if part.prepares)
-        return SearchProgram(self.search, self.select or self.search.rule(), watch=self.watch, preparing=preparing)
+        rule = self.select or self.search.rule()
+        return SearchProgram(self.search, rule, watch=self.watch, preparing=preparing, laid=len(self.laid_prompts))
 
     @property
     def search(self) -> Search:
@@ -132,6 +134,11 @@ class DecodingSpec:
     def prompt_parts(self) -> tuple[PromptPart, ...]:
         """What changes what the models read: a floor's, that of `strategy`, and those listed."""
         return tuple(part for _, _, part in self._prompting)
+
+    @property
+    def prompting(self) -> list[tuple[str, PromptPart]]:
+        """The same, each with its path."""
+        return [(path, part) for path, _, part in self._prompting]
 
     @property
     def prepares(self) -> bool:
@@ -165,11 +172,11 @@ class DecodingSpec:
 
     def steer(self, draft: Draft) -> None:
         """Let every part ask `draft` for what it needs; errors name the part's place in the request."""
-        prompting: list[tuple[str, PromptPart | Steer]] = [(path, part) for path, _, part in self._prompting]
-        for path, part in (*prompting, *self._located):
-            draft.where = path
+        located: list[tuple[str, PromptPart | Steer]] = [*self.prompting, *self._located]
+        for path, part in located:
+            draft.where, draft.filled = path, self.filled.get(path, ())
             part.steer(draft)
-        draft.where = "decoding"
+        draft.where, draft.filled = "decoding", ()
         if self.search.one_voice:
             draft.one_voice()
         self.search.call(draft)
@@ -200,6 +207,12 @@ class DecodingSpec:
             told["budget"] = limits
         return told
 
+    @property
+    def corners(self) -> "list[DecodingSpec]":
+        """What an inferred preference may become at the extremes: all weight on one reward; none if it is given."""
+        names = () if self.inferred is None else tuple(self.inferred.names)
+        return [self.weighed({each: float(each == name) for each in names}) for name in names]
+
     def weighed(self, told: Mapping[str, float]) -> "DecodingSpec":
         """What the request asks for, by the weights that the guide gives its rewards; without a floor."""
         assert self.inferred is not None
@@ -208,7 +221,7 @@ class DecodingSpec:
 
     def _told(self, part: Params, path: str) -> dict[str, Any]:
         """The parameters of a part, without those that are yet to be told by a guide."""
-        unknown = () if self.inferred is None else self.inferred.filled.get(path, ())
+        unknown = () if self.inferred is None else self.filled.get(path, ())
         return {key: value for key, value in part.model_dump().items() if key not in unknown}
 
     def _check_combination(self) -> None:

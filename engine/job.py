@@ -136,6 +136,7 @@ class Job:
     def _restart(self, prompt: Sequence) -> None:
         self.prompt.free()
         self.prompt = prompt
+        self.usage.prompt_tokens = prompt.prompt_length
 
     @property
     def priority(self) -> int:

@@ -38,6 +38,8 @@ class PagePool:
         self._cached: OrderedDict[int, None] = OrderedDict()  # unreferenced but hashed, least recently used first
         self._kept: OrderedDict[int, None] = OrderedDict()  # the same, of pinned prefixes: given up after those
         self._pins = Pins(self.total)
+        self.pinned = 0
+        """stored pages of constant prefixes, whether a sequence refers to them now or not"""
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
 
@@ -49,11 +51,6 @@ class PagePool:
     @property
     def cached(self) -> int:
         return len(self._cached) + len(self._kept)
-
-    @property
-    def pinned(self) -> int:
-        """Stored pages of constant prefixes, whether a sequence refers to them now or not."""
-        return len(self._page_of.keys() & self._pins.digests)
 
     @property
     def used(self) -> int:
@@ -97,15 +94,21 @@ class PagePool:
         if self._share and digest not in self._page_of and page not in self._hash_of:
             self._page_of[digest] = page
             self._hash_of[page] = digest
+            self.pinned += digest in self._pins
 
     def pin(self, digests: Sequence[bytes]) -> None:
         """Give the pages of a constant prefix up last from now on."""
-        self._move(self._pins.hold(digests), self._kept, self._cached)
+        new = {digest for digest in digests if digest not in self._pins}
+        dropped = self._pins.hold(digests)
+        self.pinned += sum(digest in self._page_of for digest in new if digest in self._pins)
+        self.pinned -= sum(digest in self._page_of for digest in dropped if digest not in new)
+        self._move(dropped, self._kept, self._cached)
         self._move((digest for digest in digests if digest in self._pins), self._cached, self._kept)
 
     def unpin(self) -> None:
         """Treat all prefixes alike again, until they are pinned anew."""
         self._move(self._pins.clear(), self._kept, self._cached)
+        self.pinned = 0
 
     def _move(self, digests: Iterable[bytes], source: dict[int, None], target: dict[int, None]) -> None:
         for digest in digests:
@@ -127,6 +130,7 @@ class PagePool:
         digest = self._hash_of.pop(page, None)
         if digest is not None:
             del self._page_of[digest]
+            self.pinned -= digest in self._pins
 
     def check(self, tables: Iterable["PageTable"]) -> None:
         """Raise AssertionError unless references equal the live tables' and every page is in exactly one place."""
@@ -137,6 +141,7 @@ class PagePool:
         assert len(set(idle)) == len(idle) == self.total - len(expected), "a page is lost or listed twice"
         assert all(self.references[page] == 0 for page in idle), "an idle page has references"
         assert all(self._page_of[digest] == page for page, digest in self._hash_of.items())
+        assert self.pinned == sum(digest in self._pins for digest in self._page_of), "pins are miscounted"
         for pages, pinned in ((self._cached, False), (self._kept, True)):
             assert all((self._hash_of[page] in self._pins) is pinned for page in pages), "a pin is in the wrong place"
 

@@ -24,11 +24,6 @@ class Pins:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._uses
 
-    @property
-    def digests(self) -> frozenset[bytes]:
-        """Of all pages that are pinned, stored or not."""
-        return frozenset(self._uses)
-
     def hold(self, digests: Sequence[bytes]) -> list[bytes]:
         """Pin a prefix, as much of its beginning as there is room for; the digests that are pinned no longer."""
         digests = tuple(digests[: self._room])

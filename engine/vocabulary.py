@@ -97,8 +97,7 @@ class Vocabulary:
 
     def harmless(self, text: str) -> str:
         """A text in which the strings of special tokens are broken up, so that it opens no turn."""
-        strings = [self.added[id_] for id_ in self.special_ids if id_ in self.added]
-        while found := next((each for each in strings if each.strip() and each in text), None):
+        while found := next((each for each in self._framing if each in text), None):
             text = text.replace(found, f"{found[0]} {found[1:]}" if len(found) > 1 else "")
         return text
 
@@ -209,6 +208,12 @@ class Vocabulary:
             ) from error
 
     @cached_property
+    def _framing(self) -> list[str]:
+        """Strings of the special tokens, without space around them."""
+        strings = (self.added[id_].strip() for id_ in self.special_ids if id_ in self.added)
+        return [each for each in strings if each]
+
+    @cached_property
     def _byte_ids(self) -> dict[int, int]:
         """Ids of the tokens of one byte."""
         ids = range(self.size)
@@ -255,13 +260,19 @@ class TextStream:
         skip_special: bool = True,
         shown: frozenset[int] = frozenset(),
     ) -> None:
-        """`ends` end a text as `stop` do, but are never shown or told of; `shown` are special tokens that are text."""
+        """`ends` end a text as `stop` do, but are never shown or told of; `shown` are special tokens that are text.
+
+        An end that begins with line breaks holds without them where the text begins.
+        """
         self._vocabulary = vocabulary
         self._stop = stop
         self._ends = ends
         self._include_stop = include_stop
         self._skipped = vocabulary.special_ids - shown if skip_special else frozenset()
-        self._longest = max(map(len, (*stop, *ends)), default=0)
+        self._strings = (*((each, False) for each in stop), *((each, True) for each in ends))  # quiet ones: True
+        self._openings = tuple({each.lstrip("\n"): None for each in ends})
+        self._beginnings = frozenset(each[:1] for each, _ in self._strings)
+        self._longest = max((len(each) for each, _ in self._strings), default=0)
         self._utf8 = _UTF8("replace")  # holds the bytes of an incomplete character
         self._previous: int | None = None
         self._held = ""  # text that may yet turn out to begin a stop string
@@ -325,10 +336,11 @@ class TextStream:
         """Return where the text ends because of a stop string, if one is complete."""
         hits = [
             (at + len(string), quiet, at, string)
-            for quiet, strings in ((False, self._stop), (True, self._ends))
-            for string in strings
+            for string, quiet in self._strings
             if (at := text.find(string)) >= 0
         ]
+        if not self._final:
+            hits += [(len(string), True, 0, string) for string in self._openings if text.startswith(string)]
         if not hits:
             return None
         end, quiet, start, self.stopped = min(hits)
@@ -336,7 +348,9 @@ class TextStream:
 
     def _maybe_stop(self, text: str) -> int:
         """Return the length of the longest end of `text` with which a stop string begins."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if any(string.startswith(text[-length:]) for string in (*self._stop, *self._ends)):
-                return length
+        if not self._final and any(string.startswith(text) for string in self._openings):
+            return len(text)
+        for at in range(max(len(text) - self._longest + 1, 0), len(text)):
+            if text[at] in self._beginnings and any(string.startswith(text[at:]) for string, _ in self._strings):
+                return len(text) - at
         return 0

@@ -108,8 +108,9 @@ class AdapterRows:
             mine = torch.isin(rows, torch.tensor(owners)).nonzero()[:, 0]
             block = slice(int(mine[0]), int(mine[-1]) + 1)
             others = rows[block, None, None] != torch.tensor(owners)  # (rows of the block, 1, R)
-            mask = others.to(stacks.down.device) if others.any() else None
-            self._layouts[owners] = block, mask, self._spread(block, owners)
+            device = stacks.down.device
+            mask, spread = others.to(device) if others.any() else None, self._spread(block, owners)
+            self._layouts[owners] = block, mask, None if spread is None else spread.to(device)
         block, mask, scales = self._layouts[owners]
         return Selected(stacks.down[start:stop], stacks.up[start:stop], mask, block, scales)
 

@@ -11,7 +11,7 @@ from trimtab.engine.errors import InvalidRequest
 MEDIA = "application/jsonl"
 NAMES = (MEDIA, "application/x-ndjson", "application/x-jsonlines")
 """media types of such lines"""
-RESERVED = ("export", "import", "search")
+RESERVED = ("embed", "export", "import", "search")
 """ids that no norm may have: paths of /admin/norms"""
 
 

@@ -3,14 +3,17 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from trimtab.engine.results import Delta, Event, Failure, Result
 from trimtab.server.engine_metrics import EngineCollector, Engines
-from trimtab.server.library_metrics import LibraryCollector, Store
+from trimtab.server.library_metrics import LibraryCollector
 from trimtab.server.version import installed_version
+
+if TYPE_CHECKING:
+    from trimtab.decoders.library import Norms
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
@@ -38,7 +41,7 @@ REFUSALS: Mapping[str, Refusal] = {
 class Metrics:
     """Histograms observed per request, counters of the HTTP layer, and the engines' own numbers."""
 
-    def __init__(self, engines: Engines, norms: Store | None = None) -> None:
+    def __init__(self, engines: Engines, norms: "Norms | None" = None) -> None:
         """`engines` gives the numbers of every served model; it is asked at each scrape and for each request.
 
         `norms` are those that the models share, if there are any.

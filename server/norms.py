@@ -1,5 +1,6 @@
 """/admin/norms: the operator's rules, which may change while requests are served."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from trimtab.decoders.library import Norms, StoredNorm
+from trimtab.decoders.library import Norms, Retrieved, StoredNorm
 from trimtab.decoders.library.errors import Conflict, Exists, NotFound
 from trimtab.engine.errors import InvalidRequest
 from trimtab.server.callers import AdminRoute
@@ -18,11 +19,13 @@ from trimtab.server.etags import TAGGED, IfMatch, changed, etag, wanted
 from trimtab.server.jsonl import MEDIA, NAMES, check_id, read_norms, written
 from trimtab.server.openapi import refusals
 from trimtab.server.schema.norms import (
+    EmbeddedNorms,
     FoundNorm,
     FoundNorms,
     Imported,
     NewNorm,
     NormChange,
+    NormEmbedding,
     NormList,
     NormQuery,
     NormSearch,
@@ -46,6 +49,7 @@ _EXPORTED: dict[int | str, dict[str, Any]] = {200: {"content": {MEDIA: {"schema"
 def routes(service: Service) -> APIRouter:
     """The endpoints under /admin/norms."""
     router = APIRouter(prefix="/admin/norms", route_class=AdminRoute)
+    embedding = asyncio.Lock()  # one at a time: two would make the same vectors
 
     @router.get("")
     async def list_norms(query: Annotated[NormQuery, Query()]) -> NormList:
@@ -84,11 +88,28 @@ def routes(service: Service) -> APIRouter:
         """Every norm as a line of JSON, in the order of their ids."""
         return StreamingResponse(_pieces(written(service.kept.norms.dump())), media_type=MEDIA)
 
-    @router.post("/search")
+    @router.post("/embed", responses=refusals(404))
+    async def embed_norms(body: NormEmbedding) -> EmbeddedNorms:
+        """Make the vectors of all norms that have none by this guide."""
+        norms, llm = service.written.norms, service.target(body.model).llm
+        async with embedding:
+            done = await run_in_threadpool(llm.embed_norms, body.embedding, norms, "embedding")
+        return EmbeddedNorms(embedded=done)
+
+    @router.post("/search", responses=refusals(404))
     async def search_norms(body: NormSearch) -> FoundNorms:
         """What a request with this query would have before it now, the best first."""
         norms = service.kept.norms
-        told = await run_in_threadpool(lambda: norms.retrieve(body.asked()))
+
+        def find() -> Retrieved:
+            asked = body.asked()
+            if body.embedding is not None and body.query:
+                llm = service.target(body.model).llm
+                vector, model = llm.embed_query(body.embedding, body.query, "embedding")
+                asked = asked._replace(embedding=vector, model=model)
+            return norms.retrieve(asked)
+
+        told = await run_in_threadpool(find)
         found = [FoundNorm(norm=each.norm, score=each.score) for each in told.found]
         return FoundNorms(data=found, missing=list(told.missing))
 

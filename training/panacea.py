@@ -57,7 +57,7 @@ def train_panacea(options: PanaceaOptions) -> Card:
     examples = {name: [contrast(index, pair) for index, pair in enumerate(found)] for name, found in records.items()}
     adapted = Adapted(loaded, options.lora, options.schedule.seed)
     blocks = Blocks(adapted, general, len(files), options.block)
-    run = settings_of(options) | {name: digest(path) for name, path in files.items()}
+    run = settings_of(options) | {f"data.{name}": digest(path) for name, path in files.items()}
     progress = fit(
         _Weighed(adapted, blocks, examples, options), options.schedule, options.out, run=run, label="panacea"
     )

@@ -43,7 +43,7 @@ def retrieve(
 ) -> Retrieved:
     """The norms that `asked` names, then at most k that its query finds; `connection` is in a read of the database.
 
-    `matrix` has the vectors that the query's embedding is compared with; None where there are none.
+    `matrix` has the vectors that the query's embedding is compared with; None without an embedding.
     """
     now = asked.now or datetime.now(UTC)
     within = eligible(asked, now)

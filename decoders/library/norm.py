@@ -120,7 +120,9 @@ class Asked(NamedTuple):
     ids: Collection[str] = ()
     """norms that come first, whatever the query and the tags, where they are in scope and valid"""
     embedding: NDArray[np.float32] | None = None
-    """unit vector of the query, by the model that `embed_missing` was last called for"""
+    """unit vector of the query, which is compared with the vectors that `model` has made of norms"""
+    model: str | None = None
+    """digest of the model that made `embedding`, as `embed_missing` has it; needed with it"""
     share: float = 0.5
     """of the embedding in the order, from 0 (words alone) to 1 (embedding alone)"""
     now: datetime | None = None

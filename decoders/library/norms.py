@@ -18,7 +18,7 @@ from trimtab.decoders.library.errors import Conflict, Exists, LibraryError, NotF
 from trimtab.decoders.library.matching import retrieve
 from trimtab.decoders.library.norm import Asked, Norm, NormPatch, Retrieved, StoredNorm
 from trimtab.decoders.library.rows import COLUMNS, FIELDS, Filter, from_row, marks, tagged, to_row
-from trimtab.decoders.library.vectors import STORED, Matrix, drop_vector
+from trimtab.decoders.library.vectors import STORED, Matrices, Matrix, drop_vectors, store_vector
 from trimtab.decoders.library.words import Frequencies, every_word, searchable
 from trimtab.engine.tally import Tally
 
@@ -43,9 +43,7 @@ class Norms:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._matrix: Matrix | None = None
-        self._embedded: tuple[int, str] | None = None
-        """the change up to which every norm has a vector by this model"""
+        self._matrices = Matrices()
         self._frequencies = Frequencies()
         self._deleted = False
         self._counting = Lock()
@@ -99,7 +97,7 @@ class Norms:
             c.execute("DELETE FROM words WHERE rowid = ?", (key,))
             c.executemany("DELETE FROM tags WHERE tag = ? AND key = ?", [(tag, key) for tag in old.tags])
             c.execute("INSERT OR REPLACE INTO removed VALUES (?, ?)", (_digest(id_), old.version))
-            drop_vector(c, key, _count_change(c))
+            drop_vectors(c, key, _count_change(c))
         self._deleted = True
 
     def settle(self) -> None:
@@ -162,10 +160,11 @@ class Norms:
             return tuple(from_row(row) for row in rows)
 
     def retrieve(self, asked: Asked) -> Retrieved:
-        """The norms that a query gets, as the store is now."""
+        """The norms that a query gets, as the store is now; LibraryError for an embedding that does not fit."""
         began = time.perf_counter()
+        matrix = None if asked.embedding is None else self._matrix(asked.model)
         with self._database.read() as c:
-            told = retrieve(c, asked, self._frequencies, self._vectors(c) if asked.embedding is not None else None)
+            told = retrieve(c, asked, self._frequencies, matrix)
         with self._counting:
             self.retrieval.add(time.perf_counter() - began)
             self.retrieved += len(told.found)
@@ -176,25 +175,25 @@ class Norms:
     ) -> int:
         """Fill in the vectors of norms that have none by `model`, `most` of them at most; returns how many.
 
-        `model` tells models apart (a digest of the weights); vectors by another one are replaced. `embed` makes unit
-        vectors (N, dim) of N texts, at most EMBEDDED. A norm that changes meanwhile is left for the next call.
+        `model` tells models apart (a digest of the weights); a norm keeps the vectors of the two that embedded it last.
+        `embed` makes unit vectors (N, dim) of N texts, at most EMBEDDED. A norm that changes meanwhile is left for the
+        next call.
         """
+        matrix = self._matrices.of(model)
         done, after = 0, 0
         while True:
             with self._database.read() as c:
-                changes, current = c.execute("SELECT changes, model FROM state").fetchone()
-                if (changes, model) == self._embedded or done == most:
+                (changes,) = c.execute("SELECT changes FROM state").fetchone()
+                if changes == matrix.complete or done == most:
                     return done
                 rows = c.execute(
-                    "SELECT n.key, n.version, n.text FROM norms n LEFT JOIN vectors v ON v.key = n.key WHERE n.key > ? "
-                    "AND (v.vector IS NULL OR v.model <> ?) ORDER BY n.key LIMIT ?",
-                    (after, model, EMBEDDED if most is None else min(EMBEDDED, most - done)),
+                    "SELECT n.key, n.version, n.text FROM norms n LEFT JOIN vectors v ON v.key = n.key AND v.model = ? "
+                    "WHERE n.key > ? AND v.vector IS NULL ORDER BY n.key LIMIT ?",
+                    (model, after, EMBEDDED if most is None else min(EMBEDDED, most - done)),
                 ).fetchall()
-            if current != model:
-                with self._database.write() as c:
-                    c.execute("UPDATE state SET model = ?", (model,))
             if not rows:
-                self._embedded = None if after else (changes, model)
+                if not after:
+                    matrix.complete = changes
                 return done
             vectors = np.asarray(embed([text for _, _, text in rows]))
             if vectors.ndim != 2 or len(vectors) != len(rows) or not np.isfinite(vectors).all():
@@ -202,21 +201,13 @@ class Norms:
             with self._database.write() as c:
                 changed = _count_change(c)
                 for (key, version, _), vector in zip(rows, vectors.astype(STORED), strict=True):
-                    done += c.execute(
-                        "INSERT OR REPLACE INTO vectors SELECT key, ?, ?, ? FROM norms WHERE key = ? AND version = ?",
-                        (model, vector.tobytes(), changed, key, version),
-                    ).rowcount
+                    done += store_vector(c, (key, version), model, vector, changed)
             after = rows[-1][0]
 
-    def _vectors(self, c: sqlite3.Connection) -> Matrix | None:
-        """The vectors of the model that norms were last embedded with."""
-        (model,) = c.execute("SELECT model FROM state").fetchone()
+    def _matrix(self, model: str | None) -> Matrix:
         if model is None:
-            return None
-        matrix = self._matrix
-        if matrix is None or matrix.model != model:
-            matrix = self._matrix = Matrix(model)
-        return matrix
+            raise LibraryError("an embedding is compared with vectors of its own model: name that in `model`")
+        return self._matrices.of(model)
 
 
 def _find(c: sqlite3.Connection, id_: str) -> tuple[int, StoredNorm] | None:
@@ -255,7 +246,7 @@ def _update(c: sqlite3.Connection, key: int, old: StoredNorm, norm: Norm) -> Sto
     changed = _count_change(c)
     if norm.text != old.text:
         c.execute("UPDATE words SET text = ? WHERE rowid = ?", (searchable(norm.text), key))
-        drop_vector(c, key, changed)
+        drop_vectors(c, key, changed)
     return stored
 
 

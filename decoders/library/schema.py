@@ -12,10 +12,11 @@ TOKENIZE = "unicode61 remove_diacritics 2 categories 'L* M* N* Co'"
 """marks belong to words: many scripts write vowels as such"""
 
 # Keys are never given twice, so that a copy in memory cannot take a new norm for one that was deleted. `removed` keeps
-# the last version of deleted ids, as digests; `vectors` keeps the key of a vector that was dropped, for such copies.
+# the last version of deleted ids, as digests; `vectors` keeps the key and the model of a vector that was dropped, for
+# such copies.
 TABLES = f"""
-CREATE TABLE state (changes INTEGER NOT NULL, model TEXT);
-INSERT INTO state VALUES (0, NULL);
+CREATE TABLE state (changes INTEGER NOT NULL);
+INSERT INTO state VALUES (0);
 CREATE TABLE norms (
     key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, text TEXT NOT NULL, tags TEXT NOT NULL,
     locale TEXT COLLATE NOCASE, tenant TEXT, topic TEXT, valid_from INTEGER, valid_until INTEGER,
@@ -27,8 +28,10 @@ CREATE INDEX tags_key ON tags (key);
 CREATE TABLE removed (digest BLOB PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
 CREATE VIRTUAL TABLE words USING fts5 (text, tokenize = "{TOKENIZE}");
 CREATE VIRTUAL TABLE terms USING fts5vocab (words, 'row');
-CREATE TABLE vectors (key INTEGER PRIMARY KEY, model TEXT NOT NULL, vector BLOB, changed INTEGER NOT NULL);
-CREATE INDEX vectors_changed ON vectors (changed);
+CREATE TABLE vectors (
+    key INTEGER NOT NULL, model TEXT NOT NULL, vector BLOB, changed INTEGER NOT NULL, PRIMARY KEY (key, model)
+);
+CREATE INDEX vectors_changed ON vectors (model, changed);
 CREATE TABLE profiles (
     tenant TEXT NOT NULL, id TEXT NOT NULL, preference TEXT NOT NULL, updated INTEGER NOT NULL, PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;

@@ -1,4 +1,4 @@
-"""Vectors of norms: in the file as halves, in memory as one matrix that follows what any process writes."""
+"""Vectors of norms, by model: in the file as halves, in memory as a matrix that follows what any process writes."""
 
 import sqlite3
 from threading import Lock
@@ -12,6 +12,8 @@ from trimtab.decoders.library.errors import LibraryError
 BLOCK = 2048
 """vectors of one array: a change copies one array, so that those who read the one before are not disturbed"""
 STORED = np.dtype("<f2")
+MODELS = 2
+"""models whose vectors of a norm are kept, and models whose matrices are in memory"""
 GONE = 0
 """key of a row whose vector was dropped; those of norms begin at 1"""
 
@@ -23,9 +25,30 @@ class Block(NamedTuple):
     vectors: NDArray[np.float32]  # (N, dim)
 
 
-def drop_vector(connection: sqlite3.Connection, key: int, changed: int) -> None:
-    """Forget what a norm's text was like, in the transaction that changes or deletes it."""
+def drop_vectors(connection: sqlite3.Connection, key: int, changed: int) -> None:
+    """Forget what a norm's text was like to any model, in the transaction that changes or deletes it."""
     connection.execute("UPDATE vectors SET vector = NULL, changed = ? WHERE key = ?", (changed, key))
+
+
+def store_vector(
+    connection: sqlite3.Connection, norm: tuple[int, int], model: str, vector: NDArray[np.float16], changed: int
+) -> bool:
+    """Keep the vector of a norm (key and version) by a model; False, and nothing is kept, if the norm has changed.
+
+    Of other models the vectors that are oldest are dropped, so that MODELS stay.
+    """
+    key, version = norm
+    kept = connection.execute(
+        "INSERT OR REPLACE INTO vectors SELECT key, ?, ?, ? FROM norms WHERE key = ? AND version = ?",
+        (model, vector.tobytes(), changed, key, version),
+    ).rowcount
+    if kept:
+        connection.execute(
+            "UPDATE vectors SET vector = NULL, changed = ? WHERE key = ? AND model IN (SELECT model FROM vectors "
+            "WHERE key = ? AND vector IS NOT NULL AND model <> ? ORDER BY changed DESC LIMIT -1 OFFSET ?)",
+            (changed, key, key, model, MODELS - 1),
+        )
+    return bool(kept)
 
 
 class Matrix:
@@ -33,6 +56,8 @@ class Matrix:
 
     def __init__(self, model: str) -> None:
         self.model = model
+        self.complete = -1
+        """the change up to which every norm has a vector"""
         self._lock = Lock()
         self._forget()
 
@@ -74,7 +99,7 @@ class Matrix:
     def _follow(self, connection: sqlite3.Connection) -> None:
         """Take over what was written since: old rows are marked in copies of their blocks, new ones are appended."""
         rows = connection.execute(
-            "SELECT key, CASE model WHEN ? THEN vector END FROM vectors WHERE changed > ?", (self.model, self._seen)
+            "SELECT key, vector FROM vectors WHERE model = ? AND changed > ?", (self.model, self._seen)
         ).fetchall()
         old = [place for key, _ in rows if (place := self._places.pop(key, None)) is not None]
         blocks = list(self._blocks)
@@ -99,3 +124,21 @@ class Matrix:
         for i in range(0, len(keys), BLOCK):
             blocks.append(Block(keys[i : i + BLOCK].copy(), vectors[i : i + BLOCK].astype(np.float32)))
         self._blocks = tuple(blocks)
+
+
+class Matrices:
+    """The matrices of the MODELS models that were asked for last; safe for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held: dict[str, Matrix] = {}
+        """the one that was asked for last at the end"""
+
+    def of(self, model: str) -> Matrix:
+        """The matrix of a model, which is empty at first and reads when it is multiplied."""
+        with self._lock:
+            matrix = self._held.pop(model, None) or Matrix(model)
+            self._held[model] = matrix
+            for name in list(self._held)[:-MODELS]:
+                del self._held[name]
+            return matrix

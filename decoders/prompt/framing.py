@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,21 @@ from trimtab.engine.vocabulary import Message, Vocabulary
 if TYPE_CHECKING:
     from trimtab.decoders.library import Library
 
-Embed = Callable[[str, str, str], NDArray[np.float32]]
-"""the unit vector of a query by the guide of a name; raises InvalidRequest that names the path if there is none"""
+
+class Embedded(NamedTuple):
+    """A text as an embedding model sees it."""
+
+    vector: NDArray[np.float32]  # (D,), of length 1
+    model: str
+    """the model's digest; vectors of one digest can be compared"""
+
+
+Embed = Callable[[str, str, str], Embedded]
+"""the vector of a query by the guide of a name; raises InvalidRequest that names the path if there is none"""
+
+
+_OPEN = ("method", "norms", "left_out", "missing")
+"""what is told of an operator's part"""
 
 
 class Layout(Protocol):
@@ -46,7 +59,6 @@ class Framing:
         query: str,
         vocabulary: Vocabulary,
         *,
-        context_length: int,
         library: "Library | None" = None,
         tenant: str | None = None,
         embed: Embed | None = None,
@@ -58,8 +70,6 @@ class Framing:
         """norms and profiles, where the operator keeps some"""
         self.tenant = tenant
         """whose request it is, for norms of one tenant"""
-        self.context_length = context_length
-        """tokens that the base holds, prompt and answer"""
         self.where = "decoding"
         self.layout: Layout | None = None
         self.told: list[dict[str, Any]] = []
@@ -114,18 +124,37 @@ class Framing:
         """Tokens of a text in the base's vocabulary."""
         return len(self._vocabulary.encode(text))
 
-    def embed(self, guide: str, text: str, field: str) -> NDArray[np.float32]:
-        """The unit vector of a query; InvalidRequest that names the field unless an embedding guide has the name."""
+    def embed(self, guide: str, text: str, field: str) -> Embedded:
+        """The vector of a query; InvalidRequest that names the field unless an embedding guide has the name."""
         assert self._embed is not None, "the request was not made for embeddings"
         return self._embed(guide, text, f"{self.where}.{field}")
 
     def around(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """A conversation with everything that the parts say."""
-        return with_system(messages, "\n\n".join(self._texts)) if self._said else tuple(messages)
+        return with_system(messages, "\n\n".join(self._texts)) if self.speaks else tuple(messages)
 
     def before(self, text: str) -> str:
         """A text prompt with everything that the parts say in front of it."""
         return "\n\n".join((*self._texts, text))
+
+    def of_first(self, parts: int) -> "Framing":
+        """What the first parts alone say."""
+        other = self.copied()
+        other._said = [each for each in self._said if each[0] < parts]
+        return other
+
+    def facts(self, laid: int) -> tuple[dict[str, Any], ...]:
+        """What was told, for one run of the request, whose parts may add to it.
+
+        Of the operator's parts, the first `laid` ones, that is which they are, and which norms there were.
+        """
+        own = [{name: each[name] for name in _OPEN if name in each} for each in self.told[:laid]]
+        return (*own, *map(dict, self.told[laid:]))
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is anything to put around conversations."""
+        return bool(self._said)
 
     @property
     def _texts(self) -> list[str]:

@@ -65,9 +65,9 @@ class Norms(PromptPart):
         """The norms in their order, and which of `ids` there are not."""
         if framing.library is None:
             return [], list(self.ids)
-        embedding = None
+        vector, model = None, None
         if self.embedding is not None and self.share and framing.query:
-            embedding = framing.embed(self.embedding, framing.query, "embedding")
+            vector, model = framing.embed(self.embedding, framing.query, "embedding")
         asked = Asked(
             query=framing.query,
             k=self.k,
@@ -76,7 +76,8 @@ class Norms(PromptPart):
             tenant=framing.tenant,
             topic=self.topic,
             ids=self.ids,
-            embedding=embedding,
+            embedding=vector,
+            model=model,
             share=self.share,
             now=datetime.now(UTC),
         )

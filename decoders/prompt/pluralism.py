@@ -17,7 +17,7 @@ from trimtab.decoders.params import Share
 from trimtab.decoders.prompt.base import Prepared, PromptPart
 from trimtab.decoders.prompt.framing import Framing
 from trimtab.decoders.prompt.system import with_system
-from trimtab.decoders.prompt.texts import Asked, Written, fenced, fits, in_other_words, last_request, one_line, written
+from trimtab.decoders.prompt.texts import Task, Written, fenced, fits, in_other_words, last_request, one_line, written
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.search.base import SearchContext
 from trimtab.decoders.steer.draft import AS_IT_IS, Draft, PromptView
@@ -187,8 +187,8 @@ class Pluralism(PromptPart):
         """What communities say of the last user message, in one batch."""
         query = COMMENT.replace("{query}", messages[place]["content"])
         conversation = (*messages[:place], Message(role="user", content=query))
-        asked = [Asked(each.sees(conversation), each.model) for each in speaking.values()]
-        return dict(zip(speaking, (yield from written(context, asked, self.max_tokens)), strict=True))
+        tasks = [Task(each.sees(conversation), each.model) for each in speaking.values()]
+        return dict(zip(speaking, (yield from written(context, tasks, self.max_tokens)), strict=True))
 
     def _quoted(
         self,

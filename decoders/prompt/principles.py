@@ -13,14 +13,13 @@ from pydantic import Field
 
 from trimtab.decoders.prompt.base import Prepared, PromptPart
 from trimtab.decoders.prompt.texts import (
-    Asked,
     Written,
     fenced,
     fits,
     in_other_words,
-    last_request,
     one_line,
-    written,
+    text_of,
+    written_about_request,
 )
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.search.base import SearchContext
@@ -30,7 +29,7 @@ from trimtab.engine.program import Extend, Op
 from trimtab.engine.vocabulary import Message
 
 ASK = (
-    "Somebody wrote this message to an assistant:\n\n{query}\n\n"
+    "Somebody wrote this message to an assistant:\n\n{instruction}\n\n"
     "Write down {count} principles that a good answer to just this message keeps to. One short sentence each, each on "
     "a line of its own that begins with its number. Do not answer the message. Reply with the principles alone."
 )
@@ -61,17 +60,14 @@ class Principles(PromptPart):
         return True
 
     def prepare(self, context: SearchContext, messages: tuple[Message, ...]) -> Generator[Op, Any, Prepared]:
-        place = last_request(messages)
-        if place is None:
-            return Prepared(messages, {"principles": [], "because": "no_instruction"})
-        query = messages[place]["content"]
-        asked = Message(role="user", content=ASK.replace("{count}", str(self.count)).replace("{query}", query))
-        (reply,) = yield from written(context, [Asked((*messages[:place], asked), self.guide)], self.max_tokens)
+        ask = ASK.replace("{count}", str(self.count))
+        place, reply = yield from written_about_request(context, messages, ask, self.guide, self.max_tokens)
         principles = listed(reply)[: self.count]
         if not principles:
             return Prepared(messages, {"principles": [], "because": reply.because or "empty"})
         lines = (f"{number}. {text}" for number, text in enumerate(principles, start=1))
-        under = in_other_words(messages, place, f"{query}\n\n{UNDER}\n{fenced('principles', lines)}")
+        content = f"{messages[place]['content']}\n\n{UNDER}\n{fenced('principles', lines)}"
+        under = in_other_words(messages, place, content)
         if not fits(context, under):
             return Prepared(messages, {"principles": [], "because": "too_long"})
         revised, told = yield from self._revised(context, under)
@@ -93,7 +89,7 @@ class Principles(PromptPart):
                 previous.free()
             draft.release()
             previous = draft
-            text = context.prompt.base.model.vocabulary.harmless(draft.text.text.strip())
+            text = text_of(context, draft)
             if not text:
                 draft.free()
                 return conversation, {"drafts": drafts, "because": "empty_draft"}

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from trimtab.decoders.prompt.base import Prepared, PromptPart
-from trimtab.decoders.prompt.texts import Asked, fits, in_other_words, last_request, written
+from trimtab.decoders.prompt.texts import PLACE, fits, in_other_words, written_about_request
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.search.base import SearchContext
 from trimtab.decoders.steer.draft import Draft
@@ -18,7 +18,6 @@ from trimtab.engine.plan import BASE
 from trimtab.engine.program import Op
 from trimtab.engine.vocabulary import Message
 
-PLACE = "{instruction}"
 INSTRUCTION = (
     "Somebody wrote this message to an assistant:\n\n{instruction}\n\n"
     "Write the message again so that the assistant can answer it better. Keep what it asks for. Say clearly what is "
@@ -56,17 +55,12 @@ class Rewrite(PromptPart):
         return True
 
     def prepare(self, context: SearchContext, messages: tuple[Message, ...]) -> Generator[Op, Any, Prepared]:
-        place = last_request(messages)
-        if place is None:
-            return _original(messages, "no_instruction")
-        original = messages[place]["content"]
-        asked = Message(role="user", content=self.instruction.replace(PLACE, original))
-        ((text, because),) = yield from written(
-            context, [Asked((*messages[:place], asked), self.guide)], self.max_tokens
+        place, (text, because) = yield from written_about_request(
+            context, messages, self.instruction, self.guide, self.max_tokens
         )
         if because is not None:
             return _original(messages, because)
-        if text == original.strip():
+        if text == messages[place]["content"].strip():
             return _original(messages, "same")
         other = in_other_words(messages, place, text)
         if not fits(context, other):

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Generator, Iterable
 from collections.abc import Sequence as Many
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from trimtab.decoders.search.base import SearchContext
 from trimtab.engine.errors import InvalidRequest
@@ -13,7 +13,11 @@ from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Message
 
 
-class Asked(NamedTuple):
+PLACE: Final = "{instruction}"
+"""where the last user message stands in what a helper is asked"""
+
+
+class Task(NamedTuple):
     """What a helper is to answer."""
 
     messages: Many[Message]
@@ -26,19 +30,43 @@ class Written(NamedTuple):
 
     text: str
     """without space around it, and with no string of a special token in it"""
-    because: Literal["empty", "cut_off", "refused"] | None = None
-    """what is wrong with it; refused: the conversation is too long for the model, or its chat template refuses it"""
+    because: Literal["empty", "cut_off", "refused", "no_instruction"] | None = None
+    """what is wrong with it
+
+    refused: the conversation is too long for the model, or its chat template refuses it; no_instruction: there is no
+    message to ask about.
+    """
 
 
-def written(context: SearchContext, asked: Many[Asked], max_tokens: int) -> Generator[Op, Any, list[Written]]:
-    """Texts of helpers, all in one batch, in the order of `asked`."""
-    helpers = [_started(context, each) for each in asked]
+def written(context: SearchContext, tasks: Many[Task], max_tokens: int) -> Generator[Op, Any, list[Written]]:
+    """Texts of helpers, all in one batch, in the order of `tasks`."""
+    helpers = [_started(context, each) for each in tasks]
     running = [each for each in helpers if each is not None]
     if running:
         yield Extend(running, max_tokens)
     for helper in running:
         helper.free()
     return [Written("", "refused") if each is None else _told(context, each) for each in helpers]
+
+
+def written_about_request(
+    context: SearchContext, messages: Many[Message], instruction: str, model: str, max_tokens: int
+) -> Generator[Op, Any, tuple[int, Written]]:
+    """The place of the last request, and what a helper writes that is asked about it after the messages before it.
+
+    The request's text takes the place of PLACE in `instruction`. The place means nothing where there is no request.
+    """
+    place = last_request(messages)
+    if place is None:
+        return -1, Written("", "no_instruction")
+    asked = Message(role="user", content=instruction.replace(PLACE, messages[place]["content"]))
+    (reply,) = yield from written(context, [Task((*messages[:place], asked), model)], max_tokens)
+    return place, reply
+
+
+def text_of(context: SearchContext, answer: Sequence) -> str:
+    """What a sequence of a helper or the base has written, without space around it and special tokens' strings."""
+    return context.prompt.base.model.vocabulary.harmless(answer.text.text.strip())
 
 
 def fits(context: SearchContext, messages: Many[Message]) -> bool:
@@ -73,9 +101,9 @@ def fenced(name: str, lines: Iterable[str]) -> str:
     return "\n".join((f"<{name}>", *inside, f"</{name}>"))
 
 
-def _started(context: SearchContext, asked: Asked) -> Sequence | None:
+def _started(context: SearchContext, task: Task) -> Sequence | None:
     try:
-        return context.start(asked.messages, asked.model, helper=True)
+        return context.start(task.messages, task.model, helper=True)
     except InvalidRequest:
         return None
 
@@ -83,7 +111,7 @@ def _started(context: SearchContext, asked: Asked) -> Sequence | None:
 def _told(context: SearchContext, helper: Sequence) -> Written:
     if helper.finish is None:
         helper.text.flush()  # what was held back as the beginning of a stop string
-    text = context.prompt.base.model.vocabulary.harmless(helper.text.text.strip())
+    text = text_of(context, helper)
     if not text:
         return Written(text, "empty")
     return Written(text, None if helper.finish == "stop" else "cut_off")

@@ -23,7 +23,10 @@ INSTRUCTIONS, QUERY, ANSWER = "Instructions", "Query", "Answer"
 HEADINGS: Final = {**dict.fromkeys(SYSTEM, INSTRUCTIONS), "user": QUERY, "assistant": ANSWER}
 """by role"""
 
-STOPS: Final = (f"\n\n# {QUERY}:", f"\n# {QUERY}:")
+STOPS: Final = tuple(
+    f"{gap}# {heading}{end}" for heading in (INSTRUCTIONS, QUERY, ANSWER) for gap in ("\n\n", "\n") for end in ":\n"
+)
+"""any heading ends an answer, also one without its colon on a line of its own"""
 
 _BREAK: Final = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _GAP: Final = rf"[^\S{_BREAK}]*"

@@ -48,6 +48,8 @@ class SearchProgram:
     """what the operator demands of the end"""
     preparing: tuple[tuple[int, PromptPart], ...] = ()
     """the prompt parts that have texts written before, each with its number among the prompt parts"""
+    laid: int = 0
+    """the first prompt parts, which are the operator's: what they write is not told"""
     told: tuple[dict[str, Any], ...] = ()
     """what the prompt parts told at admission, one for each; those that prepare add to it"""
     weighing: Weighing | None = None
@@ -166,8 +168,11 @@ class SearchProgram:
         """Let the prompt parts make another conversation, and begin anew with it."""
         messages = context.messages
         for number, part in self.preparing:
+            told = self.told[number]
+            told["because"] = "interrupted"  # stands if the request is ended meanwhile
             messages, report = yield from part.prepare(context, messages)
-            self.told[number].update(report if self.watch is None else _wordless(report, ()))
+            del told["because"]
+            told.update(report if self.watch is None and number >= self.laid else _wordless(report, ()))
         context.restart(messages)
         yield Prefill([context.prompt])
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from trimtab.decoders.params import Weight
-from trimtab.decoders.preference import Resolved
+from trimtab.decoders.preference import PATH, Resolved
 from trimtab.decoders.prompt.system import with_system
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext
+from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.program import Answer, Op
 from trimtab.engine.vocabulary import Message
 
@@ -61,10 +62,20 @@ class RobustPreferenceSelection(Search):
 
     @classmethod
     def preferred(cls, given: dict[str, Any], preference: Resolved) -> dict[str, Any]:
-        """The direction of the preference's weights, with what measures its attributes."""
+        """The direction of the preference's weights, with what measures its attributes.
+
+        Attributes of weight 0 are part of it, where they have a reward: directions near it weigh them.
+        """
         if given.get("preference") is not None:
             return given
-        measures = preference.measures
+        counting = preference.measures
+        measures = {name: each.reward for name, each in preference.attributes.items() if each.reward is not None}
+        if len(measures) < 2:
+            raise InvalidRequest(
+                f"rps needs two attributes with rewards, and of this preference only {next(iter(counting))!r} has "
+                "one: weigh another, which may have weight 0, or search with best_of_n",
+                param=PATH,
+            )
         others = {name: reward for name, reward in measures.items() if reward != Expression.of(name)}
         weights = {name: preference.weights[name] for name in measures}
         return {**given, "preference": weights, **({"rewards": others} if others else {})}

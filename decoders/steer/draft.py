@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import fsum
 
 from trimtab.decoders.invalid import meant
+from trimtab.decoders.preference import PATH
 from trimtab.decoders.steer.roles import Roles
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.base import Guide, HeadGuide, ScorerGuide
@@ -74,6 +75,8 @@ class Draft:
 
     def __init__(self, guides: Mapping[str, Guide], prompts: Prompts, vocab_size: int) -> None:
         self.where = "decoding"
+        self.filled: Collection[str] = ()
+        """fields of the part that the request's preference has filled in"""
         self._roles = Roles(guides, vocab_size)
         self._prompts = prompts
         self._vocab_size = vocab_size
@@ -171,10 +174,10 @@ class Draft:
         path = self._path(field)
         attributes = self._roles.divided(guide, path).attributes
         if unknown := [name for name in scales if name not in attributes]:
+            told = f"{PATH}.weights" if scales_field in self.filled else self._path(scales_field)
             raise InvalidRequest(
-                f"guide {guide!r} has no attribute {unknown[0]!r}{meant(unknown[0], attributes) or ';'} "
-                f"it knows {', '.join(attributes)}",
-                param=f"{self._path(scales_field)}.{unknown[0]}",
+                f"guide {guide!r} has no attribute {unknown[0]!r}; it knows {', '.join(attributes)}",
+                param=f"{told}.{unknown[0]}",
             )
         if self._adapted is not None:
             raise InvalidRequest("two parts adapt the base: leave one out", param=path)

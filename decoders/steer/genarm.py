@@ -5,10 +5,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from trimtab.decoders.params import Weight
-from trimtab.decoders.preference import Resolved
+from trimtab.decoders.preference import PATH, Resolved
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
+from trimtab.engine.errors import InvalidRequest
 
 
 @strategy("genarm", paper="Xu et al. 2024, arXiv 2410.08193", cost="1 answer of the base and each arm", needs=("lm",))
@@ -22,9 +23,15 @@ class GenArm(Steer):
     @classmethod
     def preferred(cls, given: dict[str, Any], preference: Resolved) -> dict[str, Any]:
         """The arms of the attributes that have one; the others are left to other parts."""
-        arms = preference.arms
-        named = given.get("arm") is not None or given.get("arms") is not None
-        return given if named or not arms else {**given, "arms": arms}
+        if given.get("arm") is not None or given.get("arms") is not None:
+            return given
+        if not preference.arms:
+            raise InvalidRequest(
+                "genarm follows attributes that have an arm, and the preference weighs none: name `arm` or `arms` in "
+                "the strategy, weigh such an attribute, or configure an arm for one",
+                param=PATH,
+            )
+        return {**given, "arms": preference.arms}
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trimtab.decoders.library import Asked, Norm, NormPatch, StoredNorm
+from trimtab.decoders.params import Share
 from trimtab.server.schema.base import Wire
 
 
@@ -61,10 +62,22 @@ class NormSearch(Wire):
     tenant: str | None = Field(default=None, description="name of the key that asks")
     locale: str | None = None
     topic: str | None = None
+    embedding: str | None = Field(default=None, description="guide that embeds the query; null: words alone")
+    share: Share = Field(default=0.5, description="what embeddings count in the order, beside words")
+    model: str | None = Field(default=None, description="model whose guide it is; null: the first")
 
     def asked(self) -> Asked:
         """As the store takes it."""
-        return Asked(self.query, self.k, tuple(self.tags), self.locale, self.tenant, self.topic, tuple(self.ids))
+        return Asked(
+            query=self.query,
+            k=self.k,
+            tags=tuple(self.tags),
+            locale=self.locale,
+            tenant=self.tenant,
+            topic=self.topic,
+            ids=tuple(self.ids),
+            share=self.share,
+        )
 
 
 class FoundNorm(BaseModel):
@@ -82,6 +95,20 @@ class FoundNorms(BaseModel):
     data: list[FoundNorm]
     missing: list[str]
     """those of `ids` that are not there, not in scope, or not valid now"""
+
+
+class NormEmbedding(Wire):
+    """Which guide is to make the vectors of norms."""
+
+    embedding: str = Field(description="guide of the role `embedding`")
+    model: str | None = Field(default=None, description="model whose guide it is; null: the first")
+
+
+class EmbeddedNorms(BaseModel):
+    """What an embedding of norms has done."""
+
+    embedded: int
+    """norms that had no vector by the guide, and have one now"""
 
 
 class Imported(BaseModel):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trimtab.decoders.prompt.framing import Framing
 from trimtab.decoders.search.driver import Weighed, Weighing
+from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import Draft
 from trimtab.engine.errors import InvalidRequest
@@ -57,7 +58,15 @@ class Compiler:
 
     def first(self) -> Compiled:
         """What the request begins with: the prompt as it is where texts are written before, else framed."""
-        return self.compile(self.request, framed=not self.spec.prepares and self.spec.inferred is None)
+        return self.compile(self.request, framed=not self.spec.prepares)
+
+    def unsteered(self) -> Compiled:
+        """The client's prompt for the base as it is, which is what a preference guide was fitted on."""
+        layout = None if self.loaded.base.vocabulary.tokenizer.chat_template else self.framing.layout
+        framing = self.framing.copied()
+        framing.layout = layout
+        plain = replace(self, spec=DecodingSpec("sample", Sample()), framing=framing)
+        return plain.compile(self.request, framed=False)
 
     def compile(self, request: "GenerationRequest", *, framed: bool) -> Compiled:
         """`request` is the compiler's own, or the same about another conversation; raises InvalidRequest."""
@@ -82,19 +91,21 @@ class Compiler:
 
         What bounds and ends answers does not bind helpers, but for the marks of a layout; programs bound their texts.
         """
-        if conversation.helper:
-            return replace(self, sampling=self.sampling.model_copy(update=_UNBOUND))._opened(conversation, None)
+        if conversation.helper:  # it reads what an operator has every conversation say, and nothing else
+            unbound = self.sampling.model_copy(update=_UNBOUND)
+            framing = self.framing.of_first(len(self.spec.laid_prompts))
+            return replace(self, sampling=unbound, framing=framing)._opened(conversation, None)
         return self._opened(conversation, max_tokens)
 
     def _opened(self, conversation: Conversation, max_tokens: int | None) -> Opening:
         model = conversation.model
         if model == BASE:
-            prompt, plan, _ = self.compile(self._about(conversation), framed=not conversation.helper)
+            prompt, plan, _ = self.compile(self._about(conversation), framed=True)
             room = answer_room(self.loaded.models, len(prompt), _longest(plan), field="decoding")
             return Opening(prompt, plan, self.text(), len(prompt) + min(max_tokens or room, room))
         guide = self.loaded.by_name[model]
         assert isinstance(guide, LanguageGuide)  # admission
-        prompt = array("q", guide_prompt(model, guide.vocabulary, conversation.messages))
+        prompt = array("q", guide_prompt(model, guide.vocabulary, self.framing.around(conversation.messages)))
         own = self.sampling.model_copy(update={"logit_bias": {}, "stop_token_ids": (), "logprobs": None})
         limit = min(len(prompt) + (max_tokens or guide.model.context_length), guide.model.context_length)
         if limit <= len(prompt):
@@ -111,7 +122,7 @@ class Compiler:
         """What the engine runs; answers may have `max_tokens`."""
         inferred = self.spec.inferred
         weighing = None if inferred is None else Weighing(inferred.guide, partial(self._weighed, max_tokens))
-        return replace(self.spec.program, told=tuple(self.framing.told), weighing=weighing)
+        return replace(self.spec.program, told=self.framing.facts(self.spec.program.laid), weighing=weighing)
 
     def _weighed(self, max_tokens: int, told: Mapping[str, float]) -> Weighed:
         """The request by the weights that its preference guide gives rewards."""
@@ -120,7 +131,9 @@ class Compiler:
         if request.floor is not None:
             spec, _ = request.floor.apply(spec, choices=request.n, trusted=request.trusted)
         framing = spec.reframe(self.framing, self.spec)
-        program = replace(spec.program, told=tuple(framing.told), preference=self.spec.inferred.weights(told))
+        program = replace(
+            spec.program, told=framing.facts(spec.program.laid), preference=self.spec.inferred.weights(told)
+        )
         return Weighed(program, partial(replace(self, spec=spec, framing=framing).open, max_tokens))
 
     def text(self) -> TextStream:
@@ -141,9 +154,16 @@ class Compiler:
         templated = self.framing.layout is not None or self.loaded.base.vocabulary.tokenizer.chat_template
         if self.request.messages is None and not (conversation.helper and templated):
             return replace(self.request, prompt="\n".join(each["content"] for each in messages))
-        continued = (
-            self.request.continue_final_message and not conversation.helper and messages[-1]["role"] == "assistant"
-        )
+        if conversation.helper:
+            return replace(
+                self.request,
+                prompt=None,
+                messages=messages,
+                tools=(),
+                add_generation_prompt=True,
+                continue_final_message=False,
+            )
+        continued = self.request.continue_final_message and messages[-1]["role"] == "assistant"
         return replace(self.request, prompt=None, messages=messages, continue_final_message=continued)
 
 

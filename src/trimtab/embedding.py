@@ -12,6 +12,9 @@ from trimtab.engine.guides.embedding import Vectors
 from trimtab.engine.results import EngineStats, add
 from trimtab.engine.worker import Worker
 
+EMBEDDED_AT_ONCE = 64
+"""norms whose vectors one request may have to wait for"""
+
 
 class Embedding:
     """One caller's texts; `loaded` tells whether the guide is there still, `budget` tokens are read between two ticks.

@@ -16,16 +16,16 @@ from trimtab.decoders.attributes import Attribute, default_attributes
 from trimtab.decoders.floor import Floor
 from trimtab.decoders.params import require_reward
 from trimtab.decoders.preference import Personal
-from trimtab.decoders.prompt.framing import Framing
+from trimtab.decoders.prompt.framing import Embedded, Framing
 from trimtab.decoders.registry import strategies
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.roles import Roles
-from trimtab.embedding import Embedding
+from trimtab.embedding import EMBEDDED_AT_ONCE, Embedding
 from trimtab.engine.device import bound_caches
 from trimtab.engine.engine import Engine
 from trimtab.engine.errors import GuideInUse, InvalidRequest, Overloaded
 from trimtab.engine.grammar import Grammar, Grammars
-from trimtab.engine.guides.base import Guide
+from trimtab.engine.guides.base import EmbeddingGuide, Guide
 from trimtab.engine.guides.card import Card
 from trimtab.engine.guides.config import GuideConfig
 from trimtab.engine.guides.embedding import Vectors
@@ -47,11 +47,7 @@ from trimtab.room import answer_room
 from trimtab.stock import Stock
 
 if TYPE_CHECKING:
-    from trimtab.decoders.library import Library
-
-
-EMBEDDED_AT_ONCE = 64
-"""norms whose vectors one request may have to wait for"""
+    from trimtab.decoders.library import Library, Norms
 
 
 class LLM:
@@ -130,7 +126,7 @@ class LLM:
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Tokenise and validate; raises InvalidRequest that names the field. Works in the caller's thread."""
         loaded = self.loaded  # one view, whatever comes and goes meanwhile
-        spec = DecodingSpec.parse(request.decoding, self.personal(request.tenant))
+        spec = DecodingSpec.parse(request.decoding, self.personal(request.tenant, loaded))
         if request.floor is not None:
             own = None if request.trusted else request.decoding
             request.floor.check_conversation(request.messages or (), request.tools, own, self.vocabulary)
@@ -146,6 +142,11 @@ class LLM:
         if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= MAX_LOGPROBS:
             raise InvalidRequest(
                 f"prompt_logprobs must be between 0 and {MAX_LOGPROBS}, not {request.prompt_logprobs}",
+                param="prompt_logprobs",
+            )
+        if request.prompt_logprobs is not None and (spec.prompt_parts or spec.inferred is not None):
+            raise InvalidRequest(
+                "log-probabilities of the prompt are of the prompt as it is sent: leave them out, or the prompt parts",
                 param="prompt_logprobs",
             )
         rows = spec.program.rows(request.n)
@@ -164,7 +165,7 @@ class LLM:
             if max(ids, default=0) >= size:
                 raise InvalidRequest(f"{name}: token id {max(ids)} is outside the vocabulary of {size}", param=name)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        compiler = Compiler(loaded, request, spec, sampling, seed, self._framing(request, spec))
+        compiler = Compiler(loaded, request, spec, sampling, seed, self._framing(request, spec, loaded))
         prompt, plan, named = compiler.first()
         if request.grammar is not None:
             self._grammars.start(request.grammar, self.vocabulary)
@@ -175,37 +176,45 @@ class LLM:
             )
         field = "prompt" if request.messages is None else "messages"
         max_tokens = answer_room(loaded.models, len(prompt), plan, field=field)
+        if spec.inferred is not None:
+            prompt, plan, _ = compiler.unsteered()
         needs = {name: loaded.by_name.get(name, loaded.rewards.get(name)) for name in named}
         return PreparedRequest(request, prompt, spec, plan, max_tokens, rows, compiler, needs)
 
-    def _framing(self, request: GenerationRequest, spec: DecodingSpec) -> Framing:
+    def _framing(self, request: GenerationRequest, spec: DecodingSpec, loaded: Guides) -> Framing:
         """What the prompt parts of a request put around its conversations."""
         framing = Framing(
-            query_of(request, self.vocabulary),
+            query_of(request, self.vocabulary) if spec.prompt_parts else "",
             self.vocabulary,
-            context_length=self.context_length,
             library=self.library,
             tenant=request.tenant,
             attributes=self.attributes,
-            embed=self._embed_query,
+            embed=partial(self.embed_query, loaded=loaded),
         )
         spec.frame(framing)
         return framing
 
-    def _embed_query(self, guide: str, text: str, path: str) -> Vectors:
-        """The vector (D,) of a query, and before it those of some norms that have none yet."""
-        encoder = Roles(self.guides, self._base.runner.vocab_size).embedding(guide, path).encoder
-        if self.library is not None:
-            self.library.norms.embed_missing(
-                encoder.digest, lambda texts: self.embed(guide, texts).result(), most=EMBEDDED_AT_ONCE
-            )
-        vector: Vectors = self.embed(guide, [text], query=True).result()[0]
-        return vector
+    def embed_query(self, guide: str, text: str, path: str, loaded: Guides | None = None) -> Embedded:
+        """The vector of a query by a guide of `loaded` (None: as it is now), and before it those of some norms.
 
-    def personal(self, tenant: str | None) -> Personal:
-        """What preferences of a tenant's requests may refer to."""
+        Waits for the engine's thread. Raises what `embed` does, naming the path for a guide that embeds nothing.
+        """
+        embedder = self._embedder(guide, path, loaded)
+        if self.library is not None:
+            self._embed_norms(embedder, self.library.norms, EMBEDDED_AT_ONCE)
+        return Embedded(self._embed(embedder, [text], query=True).result()[0], embedder.encoder.digest)
+
+    def embed_norms(self, guide: str, norms: "Norms", path: str) -> int:
+        """Make the vectors of all norms that have none by a guide; returns how many. Waits and raises as the former."""
+        return self._embed_norms(self._embedder(guide, path), norms, None)
+
+    def _embed_norms(self, guide: EmbeddingGuide, norms: "Norms", most: int | None) -> int:
+        return norms.embed_missing(guide.encoder.digest, lambda texts: self._embed(guide, texts).result(), most)
+
+    def personal(self, tenant: str | None, loaded: Guides | None = None) -> Personal:
+        """What preferences of a tenant's requests may refer to, with the guides of `loaded` (None: as they are now)."""
         profile = None if self.library is None else partial(self.library.profiles.get, tenant)
-        return Personal(self.attributes, self.guides, profile)
+        return Personal(self.attributes, (loaded or self.loaded).by_name, profile)
 
     def check(self, decoding: Mapping[str, Any]) -> None:
         """Raise InvalidRequest unless requests that decode like this can run here."""
@@ -224,8 +233,7 @@ class LLM:
         request, compiler = prepared.request, prepared.compiler
         messages = request.messages
         if messages is None:
-            text = request.prompt if isinstance(request.prompt, str) else self.vocabulary.decode(prepared.prompt_ids)
-            messages = (Message(role="user", content=text),)
+            messages = (Message(role="user", content=query_of(request, self.vocabulary)),)
         self._worker.submit(
             Request(
                 handle=handle,
@@ -290,15 +298,20 @@ class LLM:
         The future may be cancelled; it fails with GuideError if the guide does. Raises InvalidRequest for a guide that
         embeds nothing and a text that it cannot read, and Overloaded. Works in any thread.
         """
-        roles = Roles(self.guides, self._base.runner.vocab_size)
+        return self._embed(self._embedder(guide, "guide"), texts, query=query)
+
+    def _embedder(self, name: str, path: str, loaded: Guides | None = None) -> EmbeddingGuide:
+        return Roles((loaded or self.loaded).by_name, self._base.runner.vocab_size).embedding(name, path)
+
+    def _embed(self, guide: EmbeddingGuide, texts: Sequence[str], *, query: bool = False) -> "Future[Vectors]":
         return Embedding(
-            roles.embedding(guide, "guide"),
+            guide,
             texts,
             query=query,
             budget=self.settings.prefill_tokens,
             worker=self._worker,
             stats=self.stats,
-            loaded=lambda asked: self.guides.get(guide) is asked,
+            loaded=lambda asked: self.guides.get(asked.name) is asked,
         ).future
 
     def cancel(self, handle: object) -> None:

@@ -36,13 +36,15 @@ class Prompts:
         self._base = base
         self._guides = guides
         self._layout = layout
-        self._framing = framing
+        self._framing = framing if framing is not None and framing.speaks else None
         messages = request.messages
         if messages is None and layout is not None:
             messages = (Message(role="user", content=self._text()),)
         self._messages = messages
         """the conversation; None: a text, which is read as it is"""
-        self._framed = messages if messages is None or framing is None else framing.around(messages)
+        self._framed = messages
+        if messages is not None and self._framing is not None:
+            self._framed = self._framing.around(messages)
         self.base = self._of_text(None, AS_IT_IS) if self._framed is None else self._of_base(self._framed)
 
     def __call__(self, name: str, view: PromptView) -> "array[int]":

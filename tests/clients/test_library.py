@@ -70,6 +70,10 @@ def test_norms(client: Any, url: str) -> None:
         assert (refused.value.status, refused.value.code) == (412, "version_conflict")
     assert ask("delete_norm", "a:1", version=changed["version"]) is None
     assert [norm["id"] for norm in ask("norms")] == ["b"]
+    for model in (None, "base"):
+        with pytest.raises(ClientError, match="no guide is named 'finder'") as refused:
+            ask("embed_norms", "finder", model=model)
+        assert (refused.value.status, refused.value.param) == (400, "embedding")
     with pytest.raises(ClientError) as refused:
         client.ask(url, "norms", options={"api_key": "anna"})
     assert refused.value.status == 401

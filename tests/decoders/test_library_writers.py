@@ -140,8 +140,8 @@ def test_what_another_process_writes_is_in_force_at_once(tmp_path: Path) -> None
     def by_words(query: str) -> str:
         return "".join(each.norm.id for each in one.norms.retrieve(Asked(query)).found)
 
-    def by_vector(query: np.ndarray) -> str:
-        asked = Asked("", embedding=query, share=1.0)
+    def by_vector(query: np.ndarray, model: str = "m") -> str:
+        asked = Asked("", embedding=query, model=model, share=1.0)
         return "".join(each.norm.id for each in one.norms.retrieve(asked).found)
 
     def embed(library: Library, model: str = "m") -> int:
@@ -164,6 +164,8 @@ def test_what_another_process_writes_is_in_force_at_once(tmp_path: Path) -> None
     other.norms.patch("b", NormPatch(tags=("x",)))
     assert (by_vector(east), embed(other)) == ("ab", 0)
     assert embed(other, "another model") == 2
-    assert by_vector(north) == "ab"
+    assert (by_vector(north), by_vector(north, "another model")) == ("ab", "ab")
+    other.norms.patch("b", NormPatch(text="the sun"))
+    assert (by_vector(north), by_vector(north, "another model")) == ("a", "a")
     one.close()
     other.close()

@@ -143,7 +143,7 @@ def test_scopes_tags_and_dates_hold(
     library.norms.embed_missing("m", lambda texts: np.ones((len(texts), 1), np.float32))
     expected = ["a"] if held else []
     assert ids(library, **asked) == expected
-    assert ids(library, "no such word", embedding=np.ones(1, np.float32), share=1.0, **asked) == expected
+    assert ids(library, "no such word", embedding=np.ones(1, np.float32), model="m", share=1.0, **asked) == expected
     told = library.norms.retrieve(Asked("", ids=("a",), **asked))
     in_scope = held or "tags" in asked  # tags do not matter to norms that are named
     assert ([each.norm.id for each in told.found], told.missing) == ((["a"], ()) if in_scope else ([], ("a",)))
@@ -200,7 +200,7 @@ def test_no_query_is_syntax_or_too_long(library: Library, query: str) -> None:
 
 
 def test_an_empty_store_gives_nothing(library: Library) -> None:
-    told = library.norms.retrieve(Asked("rule", ids=("a",), embedding=np.ones(3, np.float32)))
+    told = library.norms.retrieve(Asked("rule", ids=("a",), embedding=np.ones(3, np.float32), model="m"))
     assert told == ((), ("a",))
 
 
@@ -249,7 +249,7 @@ def test_words_and_embeddings_are_fused_by_rank(library: Library) -> None:
     query = np.array([1, 0], np.float32)
 
     def scores(share: float) -> dict[str, float | None]:
-        asked = Asked("rule", embedding=query, share=share)
+        asked = Asked("rule", embedding=query, model="m", share=share)
         return {each.norm.id: each.score for each in library.norms.retrieve(asked).found}
 
     for share in (0.25, 0.5, 0.75):
@@ -266,9 +266,11 @@ def test_embeddings_alone_answer_where_no_word_is_known(library: Library) -> Non
     library.norms.load([Norm(id="a", text="one"), Norm(id="b", text="two"), Norm(id="c", text="without a vector yet")])
     fill(library, {"one": [1, 0], "two": [0, 1], "without a vector yet": [-1, -1]})
     library.norms.patch("c", NormPatch(text="changed, so its vector is gone"))
-    assert ids(library, "", embedding=np.array([0.1, 1], np.float32)) == ["b", "a"]
+    assert ids(library, "", embedding=np.array([0.1, 1], np.float32), model="m") == ["b", "a"]
     with pytest.raises(LibraryError, match="embed the norms anew"):
-        ids(library, "", embedding=np.ones(3, np.float32))
+        ids(library, "", embedding=np.ones(3, np.float32), model="m")
+    with pytest.raises(LibraryError, match="name that in `model`"):
+        ids(library, "", embedding=np.ones(2, np.float32))
 
 
 def test_the_nearest_are_found_exactly_among_many(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ def test_the_nearest_are_found_exactly_among_many(library: Library, monkeypatch:
                     if norm.topic in (None, asked.get("topic")) and (not wanted or wanted & set(norm.tags))
                 ]
                 passing.sort(key=lambda norm: -float(np.float32(made[norm.text]) @ query))
-                found = ids(library, "", k=5, embedding=query, share=1.0, **asked)
+                found = ids(library, "", k=5, embedding=query, model="m", share=1.0, **asked)
                 assert found == [norm.id for norm in passing[:5]], (turn, asked)
         for i in generator.sample(range(600), 80):
             if generator.random() < 0.3 and f"n{i}" in there:
@@ -325,11 +327,58 @@ def test_vectors_of_texts_that_change_meanwhile_are_not_kept(library: Library) -
         return np.ones((len(texts), 1), np.float32)
 
     assert library.norms.embed_missing("m", embed) == 1
-    assert ids(library, "", embedding=np.ones(1, np.float32)) == ["b"]
+    assert ids(library, "", embedding=np.ones(1, np.float32), model="m") == ["b"]
     for wrong in (np.ones((1, 2, 1)), np.ones((2, 1)), np.array([[np.nan]])):
         with pytest.raises(LibraryError, match="embedding model"):
             library.norms.embed_missing("m", lambda texts, wrong=wrong: wrong)
     assert library.norms.embed_missing("m", lambda texts: np.ones((len(texts), 1), np.float32)) == 1
+
+
+def by(library: Library, model: str, *query: float) -> str:
+    """Ids of norms by their vectors of one model alone, the nearest first."""
+    return "".join(ids(library, "", embedding=np.array(query, np.float32), model=model, share=1.0))
+
+
+def seen_by(library: Library, model: str, **made: list[float]) -> int:
+    """Let a model embed what lacks its vectors, by text."""
+    return library.norms.embed_missing(model, lambda texts: np.array([made[text] for text in texts], np.float32))
+
+
+def test_two_models_in_turn_keep_their_own_vectors(library: Library) -> None:
+    """One of the same width that sees everything the other way around, and one of another width."""
+    library.norms.load([Norm(id="a", text="one"), Norm(id="b", text="two")])
+    assert seen_by(library, "m", one=[1, 0], two=[0, 1]) == 2
+    assert seen_by(library, "turned", one=[0, 1], two=[1, 0]) == 2
+    for _ in range(2):
+        assert (by(library, "m", 1, 0), by(library, "turned", 1, 0)) == ("ab", "ba")
+    assert (seen_by(library, "m"), seen_by(library, "turned")) == (0, 0), "nothing is made anew"
+    library.norms.patch("a", NormPatch(text="three"))
+    assert (by(library, "m", 1, 0), by(library, "turned", 1, 0)) == ("b", "b"), "dropped for both"
+    assert seen_by(library, "m", three=[-1, 0]) == 1
+    assert (by(library, "m", 1, 0), by(library, "turned", 1, 0)) == ("ba", "b")
+    assert seen_by(library, "turned", three=[1, 0]) == 1
+    assert seen_by(library, "wide", three=[1, 0, 0], two=[0, 0, 1]) == 2
+    assert (by(library, "wide", 0, 0, 1), by(library, "turned", 1, 0)) == ("ba", "ab")
+    library.norms.delete("b")
+    assert (by(library, "wide", 0, 0, 1), by(library, "turned", 1, 0)) == ("a", "a")
+
+
+def test_a_norm_keeps_the_vectors_of_two_models(library: Library) -> None:
+    """Those that embedded it last; a copy in memory follows what is dropped."""
+    library.norms.load([Norm(id="a", text="one"), Norm(id="b", text="two")])
+    for model in ("m", "n"):
+        assert seen_by(library, model, one=[1, 0], two=[0, 1]) == 2
+    assert (by(library, "m", 1, 0), by(library, "n", 1, 0)) == ("ab", "ab")
+    assert library.norms.embed_missing("o", lambda texts: np.array([[1, 0]], np.float32), most=1) == 1
+    assert (by(library, "m", 1, 0), by(library, "n", 1, 0), by(library, "o", 1, 0)) == ("b", "ab", "a")
+    for number in range(20):
+        seen_by(library, f"m{number}", one=[1, 0], two=[0, 1])
+    with library._database.read() as connection:
+        (kept,) = connection.execute("SELECT count(vector) FROM vectors").fetchone()
+    assert kept == 4
+    assert (by(library, "m19", 1, 0), by(library, "m18", 1, 0), by(library, "m17", 1, 0)) == ("ab", "ab", "")
+    assert list(library.norms._matrices._held) == ["m18", "m17"], "no more are held in memory"
+    assert seen_by(library, "m17", one=[1, 0], two=[0, 1]) == 2, "they are made again"
 
 
 def test_numbers_of_texts_are_kept_while_they_are_about_right(library: Library) -> None:

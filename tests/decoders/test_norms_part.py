@@ -12,10 +12,11 @@ from steered import DRAWN, GREEDY, furnish, guides, user
 
 from trimtab import LLM, EngineSettings
 from trimtab.decoders.library import Library, Norm, NormPatch
-from trimtab.decoders.prompt.framing import Framing
+from trimtab.decoders.prompt.framing import Embedded, Framing
 from trimtab.decoders.prompt.norms import HEAD, Norms
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import InvalidRequest
+from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.results import Result
 from trimtab.engine.vocabulary import Message
 from trimtab.requests import GenerationRequest
@@ -43,7 +44,7 @@ def framed(
     library: Library | None, query: str = "Which medicine?", tenant: str | None = None, **options: Any
 ) -> Framing:
     """What the part puts around conversations, and what it tells."""
-    framing = Framing(query, WORDS, context_length=1000, library=library, tenant=tenant)
+    framing = Framing(query, WORDS, library=library, tenant=tenant)
     framing.begin("norms", "decoding.prompt.0")
     Norms.model_validate(options).frame(framing)
     return framing
@@ -166,14 +167,16 @@ def meaning(text: str) -> np.ndarray:
     ],
 )
 def test_embeddings_find_what_shares_no_word(library: Library, options: dict[str, Any], ids: set[str]) -> None:
-    library.norms.embed_missing("m", lambda texts: np.stack([meaning(text) for text in texts]))
+    """Whatever another model has made of the norms since."""
+    for model, sign in (("m", 1), ("other", -1)):
+        library.norms.embed_missing(model, lambda texts, sign=sign: np.stack([sign * meaning(text) for text in texts]))
     asked: list[tuple[str, str]] = []
 
-    def embed(guide: str, text: str, path: str) -> np.ndarray:
+    def embed(guide: str, text: str, path: str) -> Embedded:
         asked.append((guide, text, path))
-        return meaning(text)
+        return Embedded(meaning(text), "m")
 
-    framing = Framing("What pill", WORDS, context_length=1000, library=library, embed=embed)
+    framing = Framing("What pill", WORDS, library=library, embed=embed)
     framing.begin("norms", "decoding.prompt.0")
     Norms.model_validate(options).frame(framing)
     assert set(used(framing)) == ids
@@ -232,6 +235,18 @@ def test_the_base_reads_them_after_the_clients_system_message(llm: LLM) -> None:
     prepared = llm.prepare(GenerationRequest(messages=tuple(messages), decoding={"prompt": [PART]}))
     read = [Message(role="system", content=f"Be brief.\n\n{MEDICINE}"), messages[-1]]
     assert WORDS.decode(prepared.prompt_ids) == spelled(read)
+
+
+def test_a_request_is_prepared_with_one_view_of_the_guides(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, looks = llm.loaded, []
+
+    def look(_: LLM) -> Guides:
+        looks.append(1)
+        return view
+
+    monkeypatch.setattr(LLM, "loaded", property(look))
+    llm.prepare(GenerationRequest(messages=tuple(user("Which dose?")), decoding={"prompt": [PART]}))
+    assert len(looks) == 1
 
 
 def test_a_text_prompt_follows_them(llm: LLM) -> None:

@@ -7,8 +7,9 @@ import pytest
 from toy import Toy
 from zoo import BASE, BLOCKS, PROMPT, log_softmax, positions, whole, zoo
 
+from trimtab.decoders.attributes import Attribute
 from trimtab.decoders.named import named
-from trimtab.decoders.preference import Resolved
+from trimtab.decoders.preference import Personal, Resolved
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.panacea import Panacea
 from trimtab.engine.errors import InvalidRequest
@@ -95,6 +96,23 @@ def test_what_cannot_be_meant_is_refused(toy: Toy, given: dict[str, Any], messag
     with pytest.raises(InvalidRequest, match=message) as refused:
         planned(toy, {**EVEN, **given})
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "decoding", [{"strategy": "panacea", "guide": "p"}, {"steer": [{"method": "panacea", "guide": "p"}]}]
+)
+def test_an_attribute_that_the_adapter_lacks_is_named_where_the_client_wrote_it(
+    toy: Toy, decoding: dict[str, Any]
+) -> None:
+    known = Personal({name: Attribute(low="less", high="more") for name in ("x", "xy")})
+    spec = DecodingSpec.parse({**decoding, "preference": {"weights": {"x": 0.5, "xy": 0.5}}}, known)
+    with pytest.raises(InvalidRequest, match="no attribute 'xy'; it knows x, y") as refused:
+        toy.plan(PROMPT, SamplingParams(), spec)
+    assert refused.value.param == "decoding.preference.weights.xy"
+    with pytest.raises(InvalidRequest) as refused:
+        toy.plan(PROMPT, SamplingParams(), DecodingSpec.parse(spec.dump()))
+    named_in = "decoding.preference" if "strategy" in decoding else "decoding.steer.0.preference"
+    assert refused.value.param == f"{named_in}.xy"
 
 
 def test_two_parts_that_adapt_the_base_are_refused(toy: Toy) -> None:

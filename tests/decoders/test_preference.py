@@ -80,6 +80,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     guides = {
         "length": Length(direction="longer", unit="characters"),
         "letters": LETTERS,
+        "third": Length(direction="shorter", unit="characters"),
         "first": LanguageConfig(model=str(arms[0])),
         "second": LanguageConfig(model=str(arms[1])),
         "teller": PreferenceConfig(model=str(head)),
@@ -175,6 +176,30 @@ def test_words_go_into_a_persona() -> None:
     assert spec == DecodingSpec.parse({"strategy": "persona", "text": "I like birds."})
 
 
+def test_a_direction_keeps_attributes_of_weight_0_that_have_a_reward() -> None:
+    weights = {"size": 1.0, "letters": 0.0, "tone": 0.0}
+    spec = DecodingSpec.parse({"strategy": "rps", "preference": {"weights": weights}}, PERSONAL)
+    rewards = {"size": {"guide": "length", "weight": 0.5}}
+    assert spec == DecodingSpec.parse(
+        {"strategy": "rps", "preference": {"size": 1.0, "letters": 0.0}, "rewards": rewards}
+    )
+
+
+@pytest.mark.parametrize(
+    ("decoding", "weights", "words"),
+    [
+        ({"strategy": "rps"}, {"size": 1.0}, "rps needs two attributes with rewards, .* only 'size' has one"),
+        ({"strategy": "rps"}, {"size": 1.0, "tone": 0.0}, "rps needs two attributes with rewards"),
+        ({"strategy": "genarm"}, {"tone": 1.0}, "genarm follows attributes that have an arm"),
+        ({"prompt": [{"method": "persona"}], "steer": [{"method": "genarm"}]}, {"tone": 1.0}, "name `arm` or `arms`"),
+    ],
+)
+def test_what_an_attribute_lacks_is_said(decoding: dict[str, Any], weights: dict[str, float], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        DecodingSpec.parse({**decoding, "preference": {"weights": weights}}, PERSONAL)
+    assert caught.value.param == "decoding.preference"
+
+
 def test_only_what_counts_needs_a_reward() -> None:
     short = {"strategy": "best_of_n", "preference": {"weights": {"size": 1.0, "tone": 0.0}}}
     assert DecodingSpec.parse(short, PERSONAL).dump()["reward"] == {"sum": [{"guide": "length", "weight": 0.5}]}
@@ -254,6 +279,28 @@ def test_the_guide_reads_what_the_client_sent(llm: LLM) -> None:
     explicit = run(llm, {**beside, "preference": {"weights": found.report["preference"]}})
     assert [each["text"] for each in found.report["prompt"]][1] == "Be kind."
     assert told(found) == told(explicit)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"steer": [{"method": "genarm", "arm": "second", "alpha": 3.0}]},
+        {"prompt": [{"method": "urial", "examples": 0, "system": ""}]},
+    ],
+)
+def test_what_steers_the_answer_does_not_sway_the_guide(llm: LLM, beside: dict[str, Any]) -> None:
+    alone = {"strategy": "best_of_n", "n": 2, "preference": {"infer": "teller"}}
+    weights = run(llm, alone).report["preference"]
+    assert run(llm, {**alone, **beside}).report["preference"] == pytest.approx(weights, rel=1e-5)
+
+
+def test_a_floor_judges_what_an_inferred_preference_may_become(llm: LLM) -> None:
+    """All weight on one reward may outweigh what even weights do not."""
+    floor = {"reward": "third", "search": {"strategy": "best_of_n", "n": 2}, "request_weight": 0.8}
+    given = {"strategy": "best_of_n", "n": 2, "preference": {"infer": "teller"}}
+    with pytest.raises(InvalidRequest, match=r"may weigh 0\.8 in all"):
+        run(llm, given, floor=Floor.model_validate(floor))
+    run(llm, given, floor=Floor.model_validate({**floor, "request_weight": 9.0}))
 
 
 def test_texts_are_inferred_about_too(llm: LLM) -> None:

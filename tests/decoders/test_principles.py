@@ -48,7 +48,7 @@ def writing(text: str = TEXT) -> Scripted:
 def test_the_answer_is_made_under_what_the_guide_has_written() -> None:
     base, writer = Scripted(ANSWERS), writing()
     result = run(toy(base, writer=writer), PART)
-    question = ASK.replace("{count}", "4").replace("{query}", "Why?")
+    question = ASK.replace("{count}", "4").replace("{instruction}", "Why?")
     assert writer.prompts == [spelled((*ASKED[:-1], Message(role="user", content=question)))]
     assert base.prompts == [spelled(ALL)]
     assert result.choices[0].text == "a first answer"

@@ -167,6 +167,33 @@ def test_an_answer_ends_before_the_next_query_without_blank_lines(gap: str, left
     assert stream.stop_reason is None, "nobody asked for it"
 
 
+@pytest.mark.parametrize("heading", [*dict.fromkeys(HEADINGS.values())])
+@pytest.mark.parametrize("end", [":", "\n"])
+def test_every_heading_ends_an_answer_also_where_it_begins(heading: str, end: str) -> None:
+    vocabulary = Vocabulary(byte_tokenizer())
+    for gap, shown in (("", ""), ("\n", ""), ("\n\n", ""), ("So.\n", "So."), ("So.\n\n", "So.")):
+        stream = TextStream(vocabulary, ends=STOPS)
+        ids = vocabulary.encode(f"{gap}# {heading}{end} more")
+        streamed = "".join(map(stream.push, ids))
+        assert streamed == stream.text == stream.restart(ids).text == shown
+        assert (stream.stopped is None, stream.stop_reason) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["# Querying data", "# Query planner\n", "## Query:", "#Query:", "Query:", "see # Query:"]
+)
+def test_other_headings_stay_and_are_shown_as_soon_as_they_are_certain(text: str) -> None:
+    vocabulary = Vocabulary(byte_tokenizer())
+    for before in ("", "So.\n", "So.\n\n"):
+        stream = TextStream(vocabulary, ends=STOPS)
+        ids = vocabulary.encode(f"{before}{text} and so on")
+        assert "".join(map(stream.push, ids)) == f"{before}{text} and so on"
+        assert stream.stopped is None
+    held = TextStream(vocabulary, ends=STOPS)
+    assert "".join(map(held.push, vocabulary.encode("# Query"))) == ""
+    assert held.flush() == "# Query"
+
+
 @pytest.mark.parametrize("include", [False, True])
 def test_stops_of_the_request_are_told_and_shown_as_ever(include: bool) -> None:
     vocabulary = Vocabulary(byte_tokenizer())
@@ -185,6 +212,7 @@ def test_stops_of_the_request_are_told_and_shown_as_ever(include: bool) -> None:
     both = TextStream(vocabulary, stop=("# Query:",), ends=STOPS)
     assert (both.restart(vocabulary.encode("a\n# Query:")).text, both.stop_reason) == ("a\n", None)
     assert both.restart(vocabulary.encode("a\n# Query:")).stop_reason == "# Query:"
+    assert both.restart(vocabulary.encode("# Query:")).stop_reason == "# Query:"
 
 
 @pytest.fixture(scope="module")

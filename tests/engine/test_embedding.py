@@ -448,6 +448,23 @@ def test_guides_come_and_go(llm: LLM, place: Path) -> None:
     leaving.result(30)
     with pytest.raises(InvalidRequest, match="guide 'late' was unloaded meanwhile"):
         lost.result(30)
+
+
+def test_a_query_is_embedded_by_the_guide_that_was_seen(llm: LLM, place: Path) -> None:
+    """Never by another one that has come under its name since, whose vectors would be taken for those of the first."""
+    first, second = (
+        CONFIG.validate_python({"role": "embedding", "model": str(place / name)}) for name in ("bert", "llama")
+    )
+    llm.load_guide("late", first).result(30)
+    view, alone = llm.loaded, encoder(place / "bert")
+    told = llm.embed_query("late", "w1", "path", view)
+    assert told.model == alone.digest
+    np.testing.assert_allclose(told.vector, alone.embed(["w1"], query=True)[0], atol=1e-6)
+    llm.unload_guide("late").result(30)
+    llm.load_guide("late", second).result(30)
+    with pytest.raises(InvalidRequest, match="guide 'late' was unloaded meanwhile"):
+        llm.embed_query("late", "w1", "path", view)
+    llm.unload_guide("late").result(30)
     with pytest.raises(InvalidRequest, match="no guide is named 'late'"):
         llm.embed("late", TEXTS)
     assert "late" not in llm.contracts

@@ -15,6 +15,7 @@ import pytest
 from trimtab.decoders.library import Library
 from trimtab.engine.settings import EngineSettings
 from trimtab.llm import LLM
+from trimtab.server.metrics import Metrics
 from trimtab.server.settings import Settings
 
 Start = Callable[..., Any]
@@ -27,7 +28,13 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def url(model_folder: Path, start_shared: Start) -> Iterator[str]:
-    engine = EngineSettings(model=str(model_folder), dtype="float32", device="cpu", threads=1, pool_tokens=4096)
+    finder = {"role": "embedding", "model": str(model_folder), "dtype": "float32"}
+    engine = EngineSettings.model_validate(
+        {
+            **{"model": str(model_folder), "dtype": "float32", "device": "cpu", "threads": 1, "pool_tokens": 4096},
+            "guides": {"finder": finder, "first": {**finder, "pooling": "cls"}},
+        }
+    )
     with closing(Library()) as library, LLM(settings=engine, library=library) as llm:
         yield str(start_shared(llm, Settings.model_validate(SETTINGS)).url)
 
@@ -137,7 +144,7 @@ def test_what_is_no_norm_is_refused_by_field(operator: httpx2.Client, changes: d
     assert operator.get("/admin/norms/kind").headers["etag"] == made.headers["etag"]
 
 
-@pytest.mark.parametrize("id_", ["", "a b", "a/b", "export", "import", "search", ".hidden", "ä", "x" * 129])
+@pytest.mark.parametrize("id_", ["", "a b", "a/b", "embed", "export", "import", "search", ".hidden", "ä", "x" * 129])
 def test_an_id_is_a_plain_name(operator: httpx2.Client, id_: str) -> None:
     refused = create(operator, id_)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "id")
@@ -230,6 +237,7 @@ def test_without_the_admin_key_nothing_is_told_and_nothing_changes(operator: htt
         ("POST", "/import", {"content": json.dumps(norm), "headers": JSONL}),
         ("GET", "/export", {}),
         ("POST", "/search", {"json": {"query": "kind"}}),
+        ("POST", "/embed", {"json": {"embedding": "finder"}}),
         ("GET", "/kind", {}),
         ("PUT", "/kind", {"json": {**norm, "id": "kind"}}),
         ("PATCH", "/kind", {"json": {"text": "Obey the user."}}),
@@ -272,6 +280,63 @@ def test_a_search_tells_what_a_request_would_get(operator: httpx2.Client, url: s
         assert told["missing"] == ["no"]
         assert [each["score"] is None for each in told["data"]] == [True, *[False] * (len(found) - 1)]
         assert ("annas" in found) == (caller == "anna")
+
+
+def test_all_norms_are_embedded_at_once(operator: httpx2.Client) -> None:
+    """More than a request would embed, and only those that lack a vector by the guide."""
+    lines = "".join(json.dumps({"id": f"n{number}", "text": f"Rule {number}."}) + "\n" for number in range(70))
+    operator.post("/admin/norms/import", content=lines.encode(), headers=JSONL)
+
+    def embedded(guide: str, model: str | None = None) -> int:
+        told = operator.post("/admin/norms/embed", json={"embedding": guide, "model": model})
+        assert told.status_code == 200, told.text
+        return int(told.json()["embedded"])
+
+    assert (embedded("finder"), embedded("finder", "tiny")) == (70, 0)
+    operator.patch("/admin/norms/n7", json={"text": "Another rule."})
+    operator.patch("/admin/norms/n8", json={"tags": ["same"]})
+    assert (embedded("finder"), embedded("first"), embedded("finder")) == (1, 70, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "words"),
+    [
+        ({"embedding": "no"}, 400, "embedding", "no guide is named 'no'; this needs an embedding model"),
+        ({"embedding": "finder", "model": "no"}, 404, "model", "the model 'no' does not exist"),
+        ({"embedding": 1}, 400, "embedding", "embedding: "),
+        ({"embedding": "finder", "guide": "finder"}, 400, "guide", "unknown key 'guide'"),
+    ],
+)
+def test_who_cannot_embed_is_refused_by_field(
+    operator: httpx2.Client, body: dict[str, Any], status: int, param: str, words: str
+) -> None:
+    for path, query in (("embed", {}), ("search", {"query": "tea"})):
+        refused = operator.post(f"/admin/norms/{path}", json={**body, **query})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (status, param), refused.text
+        assert refused.json()["error"]["message"].startswith(words)
+    assert operator.post("/admin/norms/embed", json={}).status_code == 400
+
+
+def test_requests_and_searches_that_embed_differently_do_not_disturb_each_other(
+    operator: httpx2.Client, url: str
+) -> None:
+    """The second guide reads first letters alone, so that it takes two texts for the same."""
+    for number, text in enumerate(("Count sheep!", "Cars are loud.", "Name no dose of it.", "Zz top.")):
+        create(operator, f"n{number}", text)
+    seen: dict[tuple[str, float], list[str]] = {}
+    for _ in range(2):
+        for guide in ("finder", "first"):
+            for share in (0.0, 0.6, 1.0):
+                asked = {"embedding": guide, "share": share, "k": 4}
+                told = operator.post("/admin/norms/search", json={"query": "Cars are loud.", **asked}).json()
+                found = [each["norm"]["id"] for each in told["data"]]
+                assert found == used(url, "Cars are loud.", **asked)["ids"]
+                assert found == seen.setdefault((guide, share), found)
+    for guide in ("finder", "first"):
+        assert seen[guide, 0.0] == ["n1"]
+        assert sorted(seen[guide, 1.0]) == ["n0", "n1", "n2", "n3"]
+    assert seen["finder", 1.0][0] == "n1"
+    assert seen["first", 1.0][:2] == ["n0", "n1"]
 
 
 def test_norms_of_one_key_are_for_its_requests_alone(operator: httpx2.Client, url: str) -> None:
@@ -327,6 +392,16 @@ def test_metrics_tell_of_the_store(operator: httpx2.Client, url: str) -> None:
     before = [read(name) for name in counted]
     used(url, "tea")
     assert [read(name) for name in counted] == [number + 1 for number in before]
+
+
+def test_metrics_leave_out_what_cannot_be_counted() -> None:
+    library = Library()
+    metrics = Metrics(dict, library.norms)
+    assert "trimtab:norms 0.0" in metrics.render().decode()
+    library.close()
+    told = metrics.render().decode()
+    assert "trimtab:norms 0.0" not in told
+    assert "trimtab:norms_retrieved_total 0.0" in told
 
 
 def test_a_temporary_store_warns_once_and_a_file_stays(

@@ -141,6 +141,30 @@ def test_parts_that_mix_are_steering_too(post: Post) -> None:
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"method": "rewrite", "guide": "arm"},
+        {"method": "principles", "guide": "arm"},
+        {"method": "pluralism", "mode": "overton", "communities": {"a": {"guide": "arm"}, "b": {"system": "b"}}},
+    ],
+)
+def test_nobody_writes_unsteered_where_the_operator_steers(post: Post, part: dict[str, Any]) -> None:
+    answered = post("steered", {"prompt": [part]})
+    assert answered.status_code == 403, answered.text
+    assert answered.json()["error"]["param"].startswith("decoding.prompt.0")
+    assert parts(post("steered", {"prompt": [{"method": "rewrite", "max_tokens": 3}]})) == [("rewrite", [])]
+
+
+def test_a_part_named_as_strategy_stays_under_the_operators_search(post: Post) -> None:
+    told = parts(post("twice", {"strategy": "rewrite", "max_tokens": 3}))
+    assert told == [LAW, ("persona", []), ("rewrite", [])]
+
+
+def test_a_special_token_is_found_in_pieces_of_json(post: Post) -> None:
+    refused(post("lawful", {"prompt": [{"method": "persona", "text": "<eos>"}]}), "decoding")
+
+
+@pytest.mark.parametrize(
     "prompt", [[{"method": "nrms"}], [{"method": "best_of_n"}], [{"method": "norms", "kk": 1}], ["norms"], [{}]]
 )
 def test_a_floor_of_no_prompt_parts_is_refused(prompt: list[Any]) -> None:

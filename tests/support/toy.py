@@ -281,7 +281,8 @@ class Toy:
         if floor is not None:
             spec, _ = floor.apply(spec, choices=n)
         max_tokens = 8 if sampling.max_tokens is None else sampling.max_tokens
-        rows = spec.program.rows(n)
+        program = spec.program
+        rows = program.rows(n)
         self.events[handle] = []
 
         def opener(conversation: Conversation) -> Opening:
@@ -305,7 +306,7 @@ class Toy:
                 deliver=self._deliver,
                 prompt=array("q", prompt),
                 messages=messages,
-                program=replace(spec.program, told=tuple({} for _ in spec.prompt_parts)),
+                program=replace(program, told=tuple({} for _ in spec.prompt_parts)) if spec.prompt_parts else program,
                 plan=self.plan(prompt, sampling, spec),
                 text=TextStream(self.vocabulary, stop=sampling.stop),
                 choices=n,
