@@ -32,7 +32,7 @@ class Attribute(BaseModel):
     description: str = Field("", description="for people")
 
     def phrase(self, weight: float) -> str | None:
-        """What is wanted of an answer by a weight in [-1, 1], rounded to quarters, halves up; None where that is nothing."""
+        """What is wanted of an answer by a weight in [-1, 1], to the nearest quarter, halves up; None: nothing."""
         quarter = int(4 * abs(weight) + 0.5)
         return f"{_DEGREES[quarter]}{self.high if weight > 0 else self.low}" if quarter else None
 

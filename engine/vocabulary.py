@@ -335,9 +335,7 @@ class TextStream:
     def _first_stop(self, text: str) -> int | None:
         """Return where the text ends because of a stop string, if one is complete."""
         hits = [
-            (at + len(string), quiet, at, string)
-            for string, quiet in self._strings
-            if (at := text.find(string)) >= 0
+            (at + len(string), quiet, at, string) for string, quiet in self._strings if (at := text.find(string)) >= 0
         ]
         if not self._final:
             hits += [(len(string), True, 0, string) for string in self._openings if text.startswith(string)]

@@ -18,10 +18,12 @@ pytestmark = [pytest.mark.demo, pytest.mark.timeout(600)]
 PROMPTS = Path(__file__).resolve().parents[1] / "benchmarks" / "prompts.jsonl"
 ASKED = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()][:6]
 
+ADAPTER = "preferences"
+
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    guides = {name: each for name, each in default_guides("demo").items() if name in (TARGET, OTHER, "pro")}
+    guides = {name: each for name, each in default_guides("demo").items() if name in (TARGET, OTHER, "pro", ADAPTER)}
     with LLM(settings=EngineSettings(model="demo", guides=guides)) as llm:
         yield llm
 
@@ -59,3 +61,15 @@ def test_an_answer_follows_its_weights(llm: LLM) -> None:
         assert [each.rewards[name] for each in chosen] == [max(pool) for pool in pools]
         means.append(sum(len(each.text.split()) for each in chosen))
     assert means[0] < means[1]
+
+
+def test_the_shipped_adapter_runs_and_its_weights_count(llm: LLM) -> None:
+    """How far they count is for the benchmark to say."""
+    part = {"strategy": "panacea", "guide": ADAPTER}
+    found = {tuple(each.choices[0].text for each in ask(llm, ASKED[:2], {}, 16))}
+    for weight in (0.0, 1.0):
+        weights = {TARGET: weight, OTHER: 1.0 - weight}
+        results = ask(llm, ASKED[:2], {**part, "preference": {"weights": weights}}, 16)
+        assert all(each.choices[0].text.strip() for each in results)
+        found.add(tuple(each.choices[0].text for each in results))
+    assert len(found) == 3

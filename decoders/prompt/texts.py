@@ -12,7 +12,6 @@ from trimtab.engine.program import Extend, Op
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import Message
 
-
 PLACE: Final = "{instruction}"
 """where the last user message stands in what a helper is asked"""
 

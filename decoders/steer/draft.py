@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import fsum
 
-from trimtab.decoders.invalid import meant
 from trimtab.decoders.preference import PATH
 from trimtab.decoders.steer.roles import Roles
 from trimtab.engine.errors import InvalidRequest

@@ -163,6 +163,7 @@ def meaning(text: str) -> np.ndarray:
         ({}, set()),
         ({"embedding": "e", "share": 0.0}, set()),
         ({"embedding": "e", "k": 2}, {"dose", "doctor"}),
+        ({"embedding": "e", "k": 2, "locale": "de"}, {"dose", "doctor"}),
         ({"embedding": "e", "k": 2, "tags": ["travel"], "locale": "de"}, {"price"}),
     ],
 )

@@ -152,6 +152,21 @@ def test_other_data_needs_a_restart(base: Path, tmp_path: Path, monkeypatch: pyt
         run(base, tmp_path / "out", data=data)
 
 
+def test_attributes_may_have_the_names_of_settings(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another `beta` is another run, where an attribute is called so too."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, file in zip(("beta", "block"), sorted((base.parent / "data").iterdir()), strict=True):
+        (data / f"{name}.jsonl").write_text(file.read_text())
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "CHECKPOINT_STEPS", 1)
+        patched.setattr(loop, "_end_epoch", lambda *arguments: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            run(base, tmp_path / "out", data=data)
+    with pytest.raises(TrainingError, match="--restart"):
+        run(base, tmp_path / "out", data=data, beta=1.0)
+
+
 def test_what_cannot_be_divided_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="2 attributes of --block 3 need --rank 6 at least"):
         run(base, tmp_path / "out", block=3)
