@@ -3,7 +3,7 @@
 Positivity gets the weights 0, 0.25, 0.5, 0.75 and 1, and brevity the rest. Each prompt of `prompts.jsonl` is answered
 at each setting, with the same seed at all of them:
 
-- persona: the system message says it
+- persona: the system message says it, and guidance on the system message (cfg) makes a small model listen
 - best_of_n: the best of a few answers by the weighted rewards
 - genarm: the autoregressive reward model of positivity with its weight; brevity has none
 - panacea: the preference scales the blocks of an adapter
@@ -42,7 +42,7 @@ SETTINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TARGET, OTHER = "positivity", "brevity"
 SEARCH: Decoding = {"strategy": "best_of_n", "n": 4}
 METHODS: dict[str, Decoding] = {
-    "persona": {"strategy": "persona"},
+    "persona": {"strategy": "persona", "steer": [{"method": "cfg", "gamma": 3.0}]},
     "best_of_n": SEARCH,
     "genarm": {"strategy": "genarm"},
     "panacea": {"strategy": "panacea", "guide": "preferences"},

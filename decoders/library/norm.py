@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_TEXT = 20_000
 MAX_TAGS = 32
@@ -42,6 +42,13 @@ def _utc(moment: datetime) -> datetime:
         raise ValueError("the date is out of range in UTC") from None
 
 
+def _written_out(moment: object) -> object:
+    """Refuse numbers, and texts of digits alone, which would count as seconds since 1970."""
+    if isinstance(moment, datetime) or (isinstance(moment, str) and "T" in moment.upper()):
+        return moment
+    raise ValueError("a date is written as 2026-12-31T00:00:00Z")
+
+
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 """letters, digits and . _ : -, at most 128"""
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_plain)]
@@ -49,7 +56,7 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_
 Tags = Annotated[tuple[Name, ...], Field(max_length=MAX_TAGS), AfterValidator(_once)]
 Tenant = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain), AfterValidator(_one_line)]
 Locale = Annotated[str, Field(max_length=MAX_NAME, pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$")]
-Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_utc)]
 
 
 class Norm(BaseModel):

@@ -214,7 +214,7 @@ class Pluralism(PromptPart):
         assert self.perspective is not None
         letters = ascii_uppercase[: len(described)]
         views = fenced("views", (f"{letter}) {text}" for letter, text in zip(letters, described.values(), strict=True)))
-        question = WHICH.replace("{views}", views).replace("{perspective}", one_line(self.perspective))
+        question = WHICH.format(views=views, perspective=one_line(self.perspective))
         start = context.start([Message(role="user", content=question)], helper=True)
         yield Prefill([start])
         answers = start.fork(len(described))

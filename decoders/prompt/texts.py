@@ -58,7 +58,8 @@ def written_about_request(
     place = last_request(messages)
     if place is None:
         return -1, Written("", "no_instruction")
-    asked = Message(role="user", content=instruction.replace(PLACE, messages[place]["content"]))
+    text = instruction.replace(PLACE, messages[place]["content"])  # both may hold a part of a special token's string
+    asked = Message(role="user", content=context.prompt.base.model.vocabulary.harmless(text))
     (reply,) = yield from written(context, [Task((*messages[:place], asked), model)], max_tokens)
     return place, reply
 
@@ -96,7 +97,9 @@ def one_line(text: str) -> str:
 
 def fenced(name: str, lines: Iterable[str]) -> str:
     """Lines between marks of this name; what looks like one of the marks inside is broken up."""
-    inside = (re.sub(rf"<(?=\s*/?\s*{name})", "< ", one_line(each), flags=re.IGNORECASE) for each in lines)
+    gap = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*"  # nothing that is seen
+    mark = re.compile(rf"[<\uff1c\ufe64](?={gap}/?{gap}{gap.join(name)})", re.IGNORECASE)
+    inside = (mark.sub(lambda found: f"{found[0]} ", one_line(each)) for each in lines)
     return "\n".join((f"<{name}>", *inside, f"</{name}>"))
 
 

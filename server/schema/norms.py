@@ -1,10 +1,11 @@
 """Requests and responses of /admin/norms."""
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.decoders.library import Asked, Norm, NormPatch, StoredNorm
+from trimtab.decoders.library.norm import MAX_TEXT
 from trimtab.decoders.params import Share
 from trimtab.server.schema.base import Wire
 
@@ -12,12 +13,8 @@ from trimtab.server.schema.base import Wire
 class _Dated(Wire):
     model_config = ConfigDict(strict=False)
 
-    @field_validator("valid_from", "valid_until", mode="before", check_fields=False)
-    @classmethod
-    def _written(cls, given: Any) -> Any:
-        if given is not None and not isinstance(given, str):
-            raise ValueError('a date is a text with a time zone, as "2026-01-31T00:00:00Z"')
-        return given
+
+Short = Annotated[str, Field(max_length=128)]
 
 
 class NewNorm(_Dated, Norm):
@@ -33,11 +30,11 @@ class NormQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tags: list[str] = Field(default_factory=list, description="any of which a norm has")
-    tenant: str | None = None
-    locale: str | None = None
-    topic: str | None = None
-    q: str | None = Field(None, description="words to find in texts")
+    tags: list[Short] = Field(default_factory=list, max_length=64, description="any of which a norm has")
+    tenant: Annotated[str, Field(max_length=256)] | None = None
+    locale: Short | None = None
+    topic: Short | None = None
+    q: str | None = Field(None, max_length=MAX_TEXT, description="words to find in texts")
     after: str | None = Field(None, description="`last_id` of the page before")
     limit: int = Field(100, ge=1, le=1000, description="norms of one page")
 
@@ -55,13 +52,17 @@ class NormList(BaseModel):
 class NormSearch(Wire):
     """A query as a request with the part `norms` would make it."""
 
-    query: str
+    query: str = Field(max_length=1_000_000)
     k: int = Field(default=5, ge=0, le=100)
-    tags: list[str] = Field(default_factory=list, description="any of which a norm must have; none: no matter")
-    ids: list[str] = Field(default_factory=list, description="norms that come first, whatever the query")
-    tenant: str | None = Field(default=None, description="name of the key that asks")
-    locale: str | None = None
-    topic: str | None = None
+    tags: list[Short] = Field(
+        default_factory=list, max_length=64, description="any of which a norm must have; none: no matter"
+    )
+    ids: list[Short] = Field(
+        default_factory=list, max_length=64, description="norms that come first, whatever the query"
+    )
+    tenant: str | None = Field(default=None, max_length=256, description="name of the key that asks")
+    locale: Short | None = None
+    topic: Short | None = None
     embedding: str | None = Field(default=None, description="guide that embeds the query; null: words alone")
     share: Share = Field(default=0.5, description="what embeddings count in the order, beside words")
     model: str | None = Field(default=None, description="model whose guide it is; null: the first")

@@ -55,6 +55,8 @@ def norm(id_: str = "a", text: str = "Be kind.", **fields: Any) -> Norm:
         ({"topic": "a\tb"}, "topic"),
         ({"tenant": ""}, "tenant"),
         ({"valid_from": "2026-01-01T00:00:00"}, "valid_from"),
+        ({"valid_from": "20261231"}, "a date is written as"),
+        ({"valid_from": 5}, "a date is written as"),
         ({"valid_from": "0001-01-01T00:00:00+14:00"}, "valid_from"),
         ({"valid_from": NEW_YEAR, "valid_until": NEW_YEAR}, "valid_from must come before valid_until"),
         ({"author": "me"}, "author"),

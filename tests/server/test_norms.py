@@ -423,3 +423,12 @@ def test_a_temporary_store_warns_once_and_a_file_stays(
         assert sum("server.library" in record.message for record in caplog.records) == warnings
     with closing(Library(path)) as library:
         assert [norm.id for norm in library.norms.list()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "body", [{"tags": ["t"] * 65}, {"ids": ["i"] * 65}, {"locale": "x-" * 100}, {"topic": "t" * 200}]
+)
+def test_a_search_is_bounded(operator: httpx2.Client, body: dict[str, Any]) -> None:
+    answered = operator.post("/admin/norms/search", json={"query": "law", **body})
+    assert answered.status_code == 400
+    assert answered.json()["error"]["param"].startswith(next(iter(body)))
