@@ -12,6 +12,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from trimtab.decoders.invalid import VIOLATION, nearest
 from trimtab.decoders.library.errors import LibraryError
@@ -127,7 +128,12 @@ def _from_http(app: FastAPI, request: Request, error: HTTPException) -> ApiError
         advice = f"; did you mean {close}?" if close else ""
         return ApiError(404, f"nothing is served at {path}{advice}", code="not_found")
     if error.status_code == 405:
-        methods = set((error.headers or {})["Allow"].split(", "))
+        methods = set(
+            (error.headers or {})["Allow"].split(", ")
+        )  # of the first route with this path; there may be more
+        for each in iter_route_contexts(app.routes):
+            if each.methods and compile_path(str(each.path))[0].match(path):
+                methods |= set(each.methods)
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         message = f"{path} does not take {request.method}; use {allowed}"
         return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})

@@ -3,11 +3,20 @@
 import unicodedata
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 MAX_TEXT = 20_000
 MAX_TAGS = 32
@@ -73,11 +82,13 @@ class Norm(BaseModel):
     valid_from: Moment | None = Field(default=None, description="first moment at which it holds")
     valid_until: Moment | None = Field(default=None, description="first moment at which it no longer holds")
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.valid_from is not None and self.valid_until is not None and self.valid_from >= self.valid_until:
+    @field_validator("valid_until")
+    @classmethod
+    def _in_order(cls, until: datetime | None, info: ValidationInfo) -> datetime | None:
+        first = info.data.get("valid_from")
+        if first is not None and until is not None and first >= until:
             raise ValueError("valid_from must come before valid_until")
-        return self
+        return until
 
 
 class StoredNorm(Norm):
@@ -93,20 +104,13 @@ class NormPatch(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    text: Text | None = None
-    tags: Tags | None = None
+    text: Text = Field(default_factory=str, description="what is put before a query, as data")
+    tags: Tags = ()
     locale: Locale | None = None
     tenant: Tenant | None = None
     topic: Name | None = None
     valid_from: Moment | None = None
     valid_until: Moment | None = None
-
-    @model_validator(mode="after")
-    def _keeps_a_text(self) -> Self:
-        for name in ("text", "tags"):
-            if name in self.model_fields_set and getattr(self, name) is None:
-                raise ValueError(f"{name} cannot be null: leave it out to keep it")
-        return self
 
     def changes(self) -> dict[str, Any]:
         """The fields that were given."""

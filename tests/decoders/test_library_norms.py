@@ -137,7 +137,7 @@ def test_a_patch_must_fit_what_is_there(library: Library) -> None:
         library.norms.patch("a", NormPatch(valid_from=NEW_YEAR))
     assert library.norms.get("a").version == 1
     for field in ("text", "tags"):
-        with pytest.raises(ValidationError, match=f"{field} cannot be null"):
+        with pytest.raises(ValidationError, match=field):
             NormPatch(**{field: None})
 
 

@@ -123,6 +123,8 @@ SPANNING = (
     "engine",
     "config",
     "infer",  # a guide that is loaded
+    "embedding",
+    "valid_until",  # after valid_from
     "id",  # as the path has it
     "text",  # no control characters
     "topic",

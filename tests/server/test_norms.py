@@ -432,3 +432,9 @@ def test_a_search_is_bounded(operator: httpx2.Client, body: dict[str, Any]) -> N
     answered = operator.post("/admin/norms/search", json={"query": "law", **body})
     assert answered.status_code == 400
     assert answered.json()["error"]["param"].startswith(next(iter(body)))
+
+
+def test_every_method_of_a_path_is_told(operator: httpx2.Client) -> None:
+    answered = operator.options("/admin/norms")
+    assert (answered.status_code, answered.headers["allow"]) == (405, "GET, HEAD, POST")
+    assert operator.post("/admin/norms/some-id").headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
