@@ -128,12 +128,10 @@ def _from_http(app: FastAPI, request: Request, error: HTTPException) -> ApiError
         advice = f"; did you mean {close}?" if close else ""
         return ApiError(404, f"nothing is served at {path}{advice}", code="not_found")
     if error.status_code == 405:
-        methods = set(
-            (error.headers or {})["Allow"].split(", ")
-        )  # of the first route with this path; there may be more
-        for each in iter_route_contexts(app.routes):
-            if each.methods and compile_path(str(each.path))[0].match(path):
-                methods |= set(each.methods)
+        served = [each for each in iter_route_contexts(app.routes) if each.methods]
+        alike = [each for each in served if compile_path(str(each.path))[0].match(path)]
+        literal = [each for each in alike if each.path == path]  # rather than one with a parameter in its place
+        methods = {method for each in literal or alike for method in each.methods or ()}
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         message = f"{path} does not take {request.method}; use {allowed}"
         return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})

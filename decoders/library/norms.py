@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from trimtab.decoders.invalid import invalid
 from trimtab.decoders.library.database import Database
 from trimtab.decoders.library.errors import Conflict, Exists, LibraryError, NotFound
 from trimtab.decoders.library.matching import retrieve
@@ -20,6 +19,7 @@ from trimtab.decoders.library.norm import Asked, Norm, NormPatch, Retrieved, Sto
 from trimtab.decoders.library.rows import COLUMNS, FIELDS, Filter, from_row, marks, tagged, to_row
 from trimtab.decoders.library.vectors import STORED, Matrices, Matrix, drop_vectors, store_vector
 from trimtab.decoders.library.words import Frequencies, every_word, searchable
+from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.tally import Tally
 
 PAGE = 500
@@ -82,7 +82,8 @@ class Norms:
             try:
                 norm = Norm(**{**old.model_dump(exclude={"version", "updated"}), **patch.changes()})
             except ValidationError as error:
-                raise invalid(error, "norm") from None
+                first = error.errors()[0]  # of a field that the patch brings, or of one that no longer fits beside it
+                raise InvalidRequest(str(first["msg"]), param=str(first["loc"][0])) from None
             return _update(c, key, old, norm)
 
     def delete(self, id_: str, version: int | None = None) -> None:
