@@ -1,7 +1,8 @@
 """How a request's `decoding` is told what is wrong with it: by path, and with the name that may have been meant."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,6 +26,18 @@ def meant(name: str, valid: Iterable[str]) -> str:
     """The middle of a message about an unknown name: the nearest valid one, or nothing."""
     close = nearest(name, valid)
     return f": did you mean {close!r}?" if close is not None else ""
+
+
+def check_keys(given: Mapping[str, Any], valid: Collection[str], path: str, what: str, told: str) -> None:
+    """Raise InvalidRequest that names the first key of the object at `path` that is not among the valid ones.
+
+    `what` is what the key would be, and `told` stands before the list of those that there are.
+    """
+    for key in given:
+        if key not in valid:
+            raise InvalidRequest(
+                f"unknown {what} {key!r}{meant(str(key), valid)}; {told}: {', '.join(valid)}", param=f"{path}.{key}"
+            )
 
 
 def invalid(error: ValidationError, path: str) -> InvalidRequest:

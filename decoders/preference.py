@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trimtab.decoders.attributes import MAX_ATTRIBUTES, Attribute, Level
-from trimtab.decoders.invalid import invalid, meant
+from trimtab.decoders.invalid import check_keys, invalid, meant
 from trimtab.decoders.library.errors import NotFound
 from trimtab.decoders.rewards import Expression
 from trimtab.engine.errors import InvalidRequest
@@ -162,13 +162,7 @@ class Preference(BaseModel):
         """From its form in a request; InvalidRequest that names the key under `path`."""
         if not isinstance(given, Mapping):
             raise InvalidRequest('a preference is an object, as {"weights": {"brevity": 0.5}}', param=path)
-        for key in given:
-            if key not in cls.model_fields:
-                raise InvalidRequest(
-                    f"unknown key {key!r}{meant(str(key), cls.model_fields)}; a preference is one of: "
-                    + ", ".join(cls.model_fields),
-                    param=f"{path}.{key}",
-                )
+        check_keys(given, cls.model_fields, path, "key", "a preference is one of")
         try:
             return cls.model_validate(given)
         except ValidationError as error:

@@ -6,7 +6,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from trimtab.decoders.invalid import invalid, meant
+from trimtab.decoders.invalid import check_keys, invalid, meant
 from trimtab.decoders.params import Params
 from trimtab.decoders.preference import Filling, Inferred, Personal, Preference, is_shared
 from trimtab.decoders.prompt.base import PromptPart
@@ -262,13 +262,7 @@ class DecodingSpec:
 def _budget(given: object) -> Budget:
     if not isinstance(given, Mapping):
         raise InvalidRequest('budget is an object, as {"deadline_ms": 4000}', param="decoding.budget")
-    for key in given:
-        if key not in Budget.model_fields:
-            raise InvalidRequest(
-                f"unknown budget {key!r}{meant(str(key), Budget.model_fields)}; budgets are: "
-                + ", ".join(Budget.model_fields),
-                param=f"decoding.budget.{key}",
-            )
+    check_keys(given, Budget.model_fields, "decoding.budget", "budget", "budgets are")
     try:
         return Budget.model_validate(given)
     except ValidationError as error:

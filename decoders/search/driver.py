@@ -18,7 +18,7 @@ LAST_BATCH = 32
 """answers that are still scored when the time is up"""
 
 
-class Weighed(NamedTuple):
+class Reopened(NamedTuple):
     """A request by the weights that a preference guide has told."""
 
     program: "SearchProgram"
@@ -30,7 +30,7 @@ class Weighing:
     """What is to be asked before a search whose request leaves its preference to the prompt."""
 
     guide: str
-    compile: Callable[[Mapping[str, float]], Weighed]
+    compile: Callable[[Mapping[str, float]], Reopened]
     """the request by weights of rewards; raises InvalidRequest where a floor forbids them"""
     weighed: list["SearchProgram"] = field(default_factory=list)
     """the program by those weights, once they are known"""

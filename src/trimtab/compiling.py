@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trimtab.decoders.prompt.framing import Framing
-from trimtab.decoders.search.driver import Weighed, Weighing
+from trimtab.decoders.search.driver import Reopened, Weighing
 from trimtab.decoders.search.sample import Sample
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.draft import Draft
@@ -124,7 +124,7 @@ class Compiler:
         weighing = None if inferred is None else Weighing(inferred.guide, partial(self._weighed, max_tokens))
         return replace(self.spec.program, told=self.framing.facts(self.spec.program.laid), weighing=weighing)
 
-    def _weighed(self, max_tokens: int, told: Mapping[str, float]) -> Weighed:
+    def _weighed(self, max_tokens: int, told: Mapping[str, float]) -> Reopened:
         """The request by the weights that its preference guide gives rewards."""
         assert self.spec.inferred is not None
         spec, request = self.spec.weighed(told), self.request
@@ -134,7 +134,7 @@ class Compiler:
         program = replace(
             spec.program, told=framing.facts(spec.program.laid), preference=self.spec.inferred.weights(told)
         )
-        return Weighed(program, partial(replace(self, spec=spec, framing=framing).open, max_tokens))
+        return Reopened(program, partial(replace(self, spec=spec, framing=framing).open, max_tokens))
 
     def text(self) -> TextStream:
         """The text of an answer of the base."""
