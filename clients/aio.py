@@ -197,6 +197,10 @@ class AsyncTrimtabClient:
         """Whether new requests are accepted."""
         return await self._ask(calls.ready())
 
+    async def machine(self) -> dict[str, Any]:
+        """What the server runs on: `hardware`, `memory_mib` that it holds now, `models` with dtype and device."""
+        return await self._ask(calls.machine())
+
     async def version(self) -> str:
         """Version of the server."""
         return await self._ask(calls.version())

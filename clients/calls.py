@@ -133,6 +133,11 @@ def guides() -> Call[list[Guide]]:
     return Call("GET", "/v1/guides", lambda reply: [Guide.of(each) for each in data_of(reply)])
 
 
+def machine() -> Call[dict[str, Any]]:
+    """GET /v1/machine."""
+    return Call("GET", "/v1/machine", lambda reply: dict(reply.json()))
+
+
 def version() -> Call[str]:
     """GET /version."""
     return Call("GET", "/version", lambda reply: str(reply.json()["version"]))

@@ -218,6 +218,10 @@ class TrimtabClient:
         """Whether new requests are accepted."""
         return self._ask(calls.ready())
 
+    def machine(self) -> dict[str, Any]:
+        """What the server runs on: `hardware`, `memory_mib` that it holds now, `models` with dtype and device."""
+        return self._ask(calls.machine())
+
     def version(self) -> str:
         """Version of the server."""
         return self._ask(calls.version())

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
-from trimtab.clients.decoding import Strategy
+from trimtab.clients.decoding import Auto, Strategy
 
 Message = Mapping[str, Any]
 """`role` and `content`, as in {"role": "user", "content": "Hi"}"""
-Decoding = Strategy | Mapping[str, Any]
+Decoding = Strategy | Auto | Mapping[str, Any]
 """how to decode: an object of `trimtab.clients.decoding`, or the same as it goes over the wire"""
 
 
@@ -76,6 +76,6 @@ def body_of(fields: Mapping[str, Any], known: type[TypedDict]) -> tuple[dict[str
             raise TypeError(f"unknown field {name!r}" + (f"; do you mean {near[0]!r}?" if near else ""))
     sent = {name: value for name, value in fields.items() if value is not None}
     request_id = sent.pop("request_id", None)
-    if isinstance(decoding := sent.get("decoding"), Strategy):
+    if isinstance(decoding := sent.get("decoding"), Strategy | Auto):
         sent["decoding"] = decoding.to_dict()
     return sent, request_id

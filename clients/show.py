@@ -39,6 +39,8 @@ def cost_line(answer: Answer) -> str:
     parts = [decoding.strategy]
     if preset := decoding.raw.get("preset"):
         parts.append(f"preset {preset}")
+    if auto := decoding.raw.get("auto"):
+        parts.append(f"setting {auto['setting']} of auto")
     if policy := decoding.raw.get("policy"):
         parts.append(f"policy {policy['name']}")
     reward = decoding.reward()

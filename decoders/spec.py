@@ -75,7 +75,7 @@ class DecodingSpec:
         parts = _objects(given.pop("steer", []), "steer", "genarm")
         trace = given.pop("trace", None)
         select = given.pop("select", None)
-        budget = _budget(given.pop("budget", {}))
+        budget = parse_budget(given.pop("budget", {}))
         own = "preference" in chosen.params.model_fields and not is_shared(given.get("preference"))
         preference = None
         if not own and "preference" in given:
@@ -259,7 +259,8 @@ class DecodingSpec:
         return first + [(f"floor.steer.{i}", part) for i, (_, part) in enumerate(self.laid)]
 
 
-def _budget(given: object) -> Budget:
+def parse_budget(given: object) -> Budget:
+    """Validate a `budget` as it came over the wire; InvalidRequest that names the key."""
     if not isinstance(given, Mapping):
         raise InvalidRequest('budget is an object, as {"deadline_ms": 4000}', param="decoding.budget")
     check_keys(given, Budget.model_fields, "decoding.budget", "budget", "budgets are")
@@ -270,6 +271,12 @@ def _budget(given: object) -> Budget:
 
 
 def _known(name: object, known: Mapping[str, Strategy], path: str) -> Strategy:
+    if name == "auto":
+        raise InvalidRequest(
+            "strategy 'auto' is the server's, alone and not as a part: it chooses one of the settings of a profile "
+            "(docs/auto.md); name a strategy here",
+            param=path,
+        )
     if not isinstance(name, str) or name not in known:
         raise InvalidRequest(
             f"unknown strategy {name!r}{meant(str(name), known)}; GET /v1/strategies lists them", param=path

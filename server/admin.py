@@ -38,7 +38,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/reload")
     async def reload() -> Reloaded:
-        """Read presets, policies and keys anew, all or nothing, as SIGHUP does."""
+        """Read presets, policies, keys and the profile of auto anew, all or nothing, as SIGHUP does."""
         async with loading:
             try:
                 waiting = await run_in_threadpool(service.reload)

@@ -65,7 +65,7 @@ class Exchange:
         self.prepared = prepared
         self.choices = choices
         self.acting = acting
-        """what the response tells of the preset and the policy"""
+        """what the response tells of the preset, of the policy and of the choice of `auto`"""
         self.record = current.get()
         self.tickets: list[Ticket] = []
         self.results: list[Result | None] = [None] * len(prepared)
@@ -73,13 +73,14 @@ class Exchange:
         self._deltas: dict[int, list[Delta]] = {}
         """by choice index, of the news; joined when they are read"""
         self._failure: Exception | None = None
-        self._running = set(range(len(prepared)))
+        self.running = set(range(len(prepared)))
+        """prompts that have not ended"""
         self._wake = asyncio.Event()
 
     def push(self, ticket: Ticket, event: Event, now: float) -> None:
         """Take one event; what comes after the end of its prompt is dropped."""
         part = ticket.part
-        if part not in self._running:
+        if part not in self.running:
             return
         ticket.timer.observe(event, now)
         if isinstance(event, Delta):
@@ -88,7 +89,7 @@ class Exchange:
         elif isinstance(event, Progress):
             self._news.progress[part] = event
         else:
-            self._running.discard(part)
+            self.running.discard(part)
             if isinstance(event, Failure):
                 self._failure = event.error
                 if ticket.span is not None:
@@ -139,12 +140,12 @@ class Exchange:
     def close(self) -> None:
         """Cancel what still runs; called exactly once, however the exchange ended."""
         for ticket in self.tickets:
-            if ticket.part in self._running:
+            if ticket.part in self.running:
                 self.llm.cancel(ticket)
                 ticket.timer.cancelled()
                 if ticket.span is not None:
                     telemetry.fail(ticket.span, "cancelled")
-        self._running.clear()
+        self.running.clear()
 
 
 class Bridge:
@@ -160,6 +161,10 @@ class Bridge:
     def open(self) -> int:
         """Exchanges that are not closed and ratings that are waited for; draining waits for zero."""
         return len(self._exchanges) + len(self._ratings)
+
+    def running(self, llm: "LLM") -> int:
+        """Prompts of generating requests to a model that have not ended, waiting ones included."""
+        return sum(len(each.running) for each in self._exchanges if each.llm is llm)
 
     def attach(self) -> None:
         """Deliver to the running event loop from now on."""

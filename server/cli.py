@@ -1,10 +1,11 @@
-"""The command line: serve, chat, strategies, openapi, doctor, key, norms, train. Heavy imports wait."""
+"""The command line: serve, chat, strategies, openapi, doctor, key, norms, train, bench. Heavy imports wait."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from trimtab.bench.cli import bench
 from trimtab.engine.dtype import DType
 from trimtab.engine.errors import TrimtabError
 from trimtab.server.norms_cli import app as norms
@@ -35,6 +36,9 @@ ContextOption = Annotated[int | None, typer.Option(help="tokens of prompt and an
 ShutdownOption = Annotated[
     float | None, typer.Option(help="seconds for running requests after SIGTERM", show_default="30")
 ]
+AutoOption = Annotated[
+    Path | None, typer.Option(help="profile of `trimtab bench`, by which strategy auto chooses", show_default="none")
+]
 
 
 @app.command()
@@ -48,6 +52,7 @@ def serve(
     threads: ThreadsOption = None,
     context_length: ContextOption = None,
     shutdown_timeout: ShutdownOption = None,
+    auto: AutoOption = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="print the settings as YAML with their origins, and end")
     ] = False,
@@ -65,6 +70,8 @@ def serve(
             "context_length": context_length,
         },
     )
+    if auto is not None:
+        overrides["auto"] = auto
     try:
         if print_config:
             typer.echo(explained(config, overrides), nl=False)
@@ -184,7 +191,10 @@ def key(
     typer.echo(yaml.safe_dump({"keys": {caller: entry}}, sort_keys=False), nl=False)
 
 
-def _given(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
+app.command()(bench)
+
+
+def _given(**sections: dict[str, Any]) -> dict[str, Any]:
     """The options that were set on the command line, by section."""
     set_options = {name: {k: v for k, v in each.items() if v is not None} for name, each in sections.items()}
     return {name: values for name, values in set_options.items() if values}

@@ -183,7 +183,7 @@ def _in_order(kinds: Iterable[str]) -> Iterator[str]:
 
 
 def _exports(titles: Mapping[str, list[str]]) -> str:
-    imports = {"base": ["Rule"], "strategy": ["PromptPart", "Search", "Steer", "Strategy"], **titles}
+    imports = {"base": ["Rule"], "strategy": ["Auto", "PromptPart", "Search", "Steer", "Strategy"], **titles}
     lines = [f'"""The `decoding` of a request as typed objects. {HEADER}"""', ""]
     for module, names in sorted(imports.items()):
         line = f"from {PACKAGE}.{module} import {', '.join(_sorted(names))}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trimtab.engine.errors import TrimtabError
 from trimtab.server.serve import bind
-from trimtab.server.settings import Settings
+from trimtab.server.settings import InvalidSettings, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -166,9 +166,13 @@ def _model(settings: Settings) -> Iterator[Check]:
 
 def _rules(settings: Settings, llm: "LLM") -> Iterator[Check]:
     """Whether presets, policies and keys fit each other and the model."""
-    from trimtab.server.rules import problems
+    from trimtab.server.rules import problems, profile
 
-    found = list(problems(settings, {llm.model_name: llm}))
+    llms = {llm.model_name: llm}
+    try:
+        found = list(problems(settings, llms, profile(settings.auto, llms)))
+    except InvalidSettings as error:
+        found = [str(error)]
     for problem in found:
         yield Check("rules", False, problem)
     if not found:

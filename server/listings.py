@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
+from trimtab.engine.machine import machine, memory
+from trimtab.engine.sources import short_name
 from trimtab.server.callers import GuardedRoute
 from trimtab.server.guides import describe
 from trimtab.server.openapi import refusals
-from trimtab.server.schema.responses import GuideList, ModelCard, ModelList, StrategyList
+from trimtab.server.schema.responses import GuideList, MachineReport, ModelCard, ModelList, ServedModel, StrategyList
 from trimtab.server.schema.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -16,7 +18,8 @@ from trimtab.server.schema.tokens import (
     TokenizeResponse,
 )
 from trimtab.server.service import Service, Target
-from trimtab.server.strategies import budget_schema, described, described_rules
+from trimtab.server.strategies import budget_schema, described_rules, listed
+from trimtab.server.version import installed_version
 
 if TYPE_CHECKING:
     from trimtab.llm import LLM
@@ -48,12 +51,27 @@ def routes(service: Service) -> APIRouter:
         """One model."""
         return model_card(service, service.target(model))
 
+    @router.get("/v1/machine")
+    async def report_machine() -> MachineReport:
+        """What this server runs on and how, which latencies are to be read with."""
+        served = [
+            ServedModel(
+                id=name,
+                source=short_name(llm.settings.model),
+                dtype=str(llm.models["base"].runner.dtype).removeprefix("torch."),
+                device=str(llm.models["base"].runner.device),
+                max_model_len=llm.context_length,
+            )
+            for name, llm in service.llms.items()
+        ]
+        return MachineReport(version=installed_version(), hardware=machine(), memory_mib=memory(), models=served)
+
     @router.get("/v1/strategies", response_model=StrategyList)
     async def list_strategies() -> dict[str, Any]:
         """Every decoding strategy and rule of selection with its JSON Schema, budgets, and the rewards to name."""
         return {
             "object": "list",
-            "data": described(),
+            "data": listed(available=service.rules.frontier is not None),
             "rules": described_rules(),
             "budget": budget_schema(),
             "rewards": sorted({reward for llm in service.llms.values() for reward in llm.rewards}),

@@ -81,6 +81,7 @@ class Metrics:
             "Requests refused: queue_full, rate_limit, policy, circuit_open or draining",
             *("model", "reason"),
         )
+        self._auto = counter("auto_choices", "Requests by the setting that strategy auto chose", "model", "setting")
         self._spent = counter("caller_model_tokens", "Tokens that all models processed for a caller", "caller")
         self._reloads = counter("config_reloads", "Reloads of the configuration: ok or failed", "outcome")
         for outcome in ("ok", "failed"):
@@ -111,6 +112,10 @@ class Metrics:
         reason = REFUSALS.get(code or "")
         if reason is not None:
             self.refused(model, reason)
+
+    def chose(self, model: str, setting: str) -> None:
+        """Count one request that `auto` has answered by a setting of its profile."""
+        self._auto.labels(self._served(model), setting).inc()
 
     def spent(self, caller: str, tokens: int) -> None:
         """Add what a configured caller's request cost: tokens that all models processed for it."""

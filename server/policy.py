@@ -18,6 +18,7 @@ from trimtab.decoders.spec import DecodingSpec
 from trimtab.decoders.steer.candidates import Candidates
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.sampling import SamplingParams
+from trimtab.server.auto import is_auto
 from trimtab.server.errors import ApiError
 from trimtab.server.nearest import hint
 from trimtab.server.presets import Preset
@@ -138,15 +139,16 @@ class Policy(BaseModel):
         self,
         request: "GenerationRequest",
         given: frozenset[str],
+        assumed: frozenset[str] = frozenset(),
         *,
         personal: Personal | None = None,
         preset: Preset | None = None,
     ) -> tuple["GenerationRequest", tuple[str, ...]]:
         """The request as the policy lets it run, and in words what was done to it.
 
-        `given` are the fields that the client set; what comes from a preset is the operator's own word. `personal` is
-        what the request's preference may refer to. Raises a 403 that names the field, and InvalidRequest for decoding
-        that is wrong in itself.
+        `given` are the fields that the client set; what comes from a preset is the operator's own word. `assumed` are
+        sampling fields that have a value though neither has set them. `personal` is what the request's preference may
+        refer to. Raises a 403 that names the field, and InvalidRequest for decoding that is wrong in itself.
         """
         spec = DecodingSpec.parse(request.decoding, personal)
         self._check_fields(request, given, spec)
@@ -162,7 +164,8 @@ class Policy(BaseModel):
                 if error.code != VIOLATION:
                     raise
                 raise violation(str(error), error.param) from None
-        sampling, moved = self._sampled(request.sampling, given, spec)
+        unset = assumed | {"max_tokens"}  # which the server's limit may have set
+        sampling, moved = self._sampled(request.sampling, given, spec, unset)
         best = self.limits.priority
         if "priority" in given and request.priority < best:
             raise violation(f"priority may be {best} at best, not {request.priority}", "priority")
@@ -179,6 +182,8 @@ class Policy(BaseModel):
         llm.check_floor(self.floor)
         personal = llm.personal(None)
         for name in sorted(presets.keys() if self.presets is None else self.presets):
+            if is_auto(presets[name].decoding):
+                continue  # settings that do not stand on the floor are passed over
             try:
                 self.floor.apply(DecodingSpec.parse(presets[name].decoding, personal), choices=1, trusted=True)
             except InvalidRequest as error:
@@ -231,7 +236,7 @@ class Policy(BaseModel):
             raise violation(f"guide {guide!r} belongs to the operator: name another one", path)
 
     def _sampled(
-        self, sampling: SamplingParams, given: frozenset[str], spec: DecodingSpec
+        self, sampling: SamplingParams, given: frozenset[str], spec: DecodingSpec, assumed: frozenset[str]
     ) -> tuple[SamplingParams, tuple[str, ...]]:
         """The parameters with defaults inside their ranges; raises a 403 for one that the client set outside."""
         moved: dict[str, Any] = {}
@@ -239,8 +244,8 @@ class Policy(BaseModel):
             value = getattr(sampling, name)
             if given & _SPELLINGS.get(name, {name}):
                 self._check_range(name, value, name)
-            elif name not in sampling.model_fields_set or name == "max_tokens":  # which a server's limit has set
-                if name == "temperature" and spec.temperature is not None:
+            elif name not in sampling.model_fields_set or name in assumed:
+                if name == "temperature" and name not in assumed and spec.temperature is not None:
                     value = spec.temperature
                 nearest = self._nearest(name, value)
                 if nearest != value:

@@ -1,14 +1,18 @@
 """What may change while the server runs: presets, policies and keys, checked as a whole and replaced as a whole."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from trimtab.decoders.named import named
 from trimtab.decoders.preference import Personal
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import InvalidRequest
+from trimtab.server.auto import check, check_profile, differences, is_auto
 from trimtab.server.callers import Caller, unauthorized
+from trimtab.server.frontier import Frontier, InvalidProfile
 from trimtab.server.keys import Key, KeyMissing, bearer, owner
 from trimtab.server.nearest import hint
 from trimtab.server.policy import Policy
@@ -18,23 +22,31 @@ from trimtab.server.settings import InvalidSettings, Settings
 if TYPE_CHECKING:
     from trimtab.llm import LLM
 
+log = logging.getLogger("trimtab.server")
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Presets, policies and callers of one configuration."""
+    """Presets, policies, callers and the profile of `auto`, of one configuration."""
 
     presets: Mapping[str, Preset]
     policies: Mapping[str, Policy]
     callers: Mapping[str, Caller]
+    frontier: Frontier | None
+    """what strategy `auto` chooses from"""
     everybody: Caller | None
     """who calls without a key; None where keys are needed"""
     _digests: Mapping[str, bytes]
     _admin: bytes | None
 
     @classmethod
-    def of(cls, settings: Settings, llms: Mapping[str, "LLM"]) -> Self:
-        """Check the configuration against the models served; raises InvalidSettings that names the setting."""
-        for problem in problems(settings, llms):
+    def of(cls, settings: Settings, llms: Mapping[str, "LLM"], frontier: Frontier | None = None) -> Self:
+        """Check the configuration against the models served; raises InvalidSettings that names the setting.
+
+        `frontier` is the profile of `settings.auto` if it was read before.
+        """
+        frontier = frontier or profile(settings.auto, llms)
+        for problem in problems(settings, llms, frontier):
             raise InvalidSettings(problem)
         policies = settings.policies
 
@@ -46,6 +58,7 @@ class Rules:
         return cls(
             presets=settings.presets,
             policies=policies,
+            frontier=frontier,
             callers={name: caller(name, key.policy) for name, key in keys.items()},
             everybody=None if keys else caller(Caller().name, None),
             _digests={name: key.digest() for name, key in keys.items()},
@@ -63,11 +76,20 @@ class Rules:
         return self.callers[name]
 
     def users(self, guide: str, personal: Personal) -> list[str]:
-        """The presets and policies that name a guide; `personal` is what preferences of presets may refer to."""
+        """The presets, settings of `auto` and policies that name a guide.
+
+        `personal` is what preferences of presets may refer to.
+        """
         floors = {name: policy.floor for name, policy in self.policies.items()}
-        specs = {name: DecodingSpec.parse(each.decoding, personal) for name, each in self.presets.items()}
-        presets = [f"preset {name}" for name, spec in specs.items() if guide in named(spec)]
-        return presets + [f"policy {name}" for name, floor in floors.items() if floor and guide in floor.guides]
+        decodings = {f"preset {name}": each.decoding for name, each in self.presets.items()}
+        if self.frontier is not None:
+            decodings |= {f"setting {each.name} of auto": each.decoding for each in self.frontier.settings}
+        named_by = [
+            user
+            for user, decoding in decodings.items()
+            if not is_auto(decoding) and guide in named(DecodingSpec.parse(decoding, personal))
+        ]
+        return named_by + [f"policy {name}" for name, floor in floors.items() if floor and guide in floor.guides]
 
     def check_admin(self, authorization: str | None) -> None:
         """Raise a 401 unless the header holds the operator's key."""
@@ -76,14 +98,22 @@ class Rules:
             raise unauthorized(authorization)
 
 
-def problems(settings: Settings, llms: Mapping[str, "LLM"]) -> Iterator[str]:
+def problems(settings: Settings, llms: Mapping[str, "LLM"], frontier: Frontier | None) -> Iterator[str]:
     """What is wrong with presets, policies and keys, a line each."""
     yield from _references(settings)
     yield from _keys(settings)
+    if frontier is not None:
+        try:
+            check_profile(frontier, llms)
+        except InvalidProfile as error:
+            yield f"setting auto: {error}"
     for model in llms.values():
         for name, preset in settings.presets.items():
             try:
-                model.check(preset.decoding)
+                if is_auto(preset.decoding):
+                    check(preset.decoding, frontier)
+                else:
+                    model.check(preset.decoding)
             except InvalidRequest as error:
                 yield f"preset {name}: {error}"
         for name, policy in settings.policies.items():
@@ -91,6 +121,20 @@ def problems(settings: Settings, llms: Mapping[str, "LLM"]) -> Iterator[str]:
                 policy.check(model, settings.presets)
             except InvalidRequest as error:
                 yield f"policy {name}: {error}"
+
+
+def profile(path: Path | None, llms: Mapping[str, "LLM"]) -> Frontier | None:
+    """The profile of `auto`, if there is a file of one; the log says what is different here. Raises InvalidSettings."""
+    if path is None:
+        return None
+    try:
+        frontier = Frontier.read(path)
+    except InvalidProfile as error:
+        raise InvalidSettings(f"setting auto: {error}") from None
+    llm = llms.get(frontier.model)
+    if llm is not None and (different := differences(frontier, llm)):
+        log.warning("auto: latencies may not be those of its profile, which was measured on %s", "; ".join(different))
+    return frontier
 
 
 def _references(settings: Settings) -> Iterator[str]:

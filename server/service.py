@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from trimtab.decoders.spec import DecodingSpec
+from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest, TrimtabError
+from trimtab.server.auto import Resolved, is_auto, resolve, serving
 from trimtab.server.bridge import Bridge, Exchange
 from trimtab.server.callers import Caller
 from trimtab.server.errors import ApiError
@@ -116,7 +119,7 @@ class Service:
     def add(self, llm: "LLM") -> None:
         """Serve another model; raises InvalidSettings, and does not, if presets and policies do not fit it."""
         llms = {**self.llms, llm.model_name: llm}
-        self.rules = Rules.of(self._configured, llms)
+        self.rules = Rules.of(self._configured, llms, self.rules.frontier)
         self.llms = llms
 
     def remove(self, model: str) -> "LLM":
@@ -220,12 +223,22 @@ class Service:
         applied: tuple[str, ...] = ()
         if preset is not None:
             requests = [preset.apply(each, call.given, self._most_tokens(call)) for each in requests]
-        personal, decoding = call.llm.personal(call.caller.name), requests[0].decoding
+        personal = call.llm.personal(call.caller.name)
+        resolved: Resolved | None = None
+        if is_auto(requests[0].decoding):
+            if "decoding" in call.given:  # what the client said chooses, so that the preset answers for nothing of it
+                preset = None
+            load = self.bridge.running(call.llm) + len(requests)
+            resolved = await run_in_threadpool(self._resolve, call, requests[0], load, preset)
+            chosen = resolved.request
+            requests = [replace(each, decoding=chosen.decoding, sampling=chosen.sampling) for each in requests]
+        decoding = requests[0].decoding
         if decoding is not None and names_profile(decoding):
             decoding = await run_in_threadpool(with_profile, decoding, personal)
         requests = [replace(each, tenant=call.caller.name, decoding=decoding) for each in requests]
         if policy is not None:
-            reviewed = [policy.review(each, call.given, personal=personal, preset=preset) for each in requests]
+            assumed = frozenset[str]() if resolved is None else resolved.assumed
+            reviewed = [policy.review(each, call.given, assumed, personal=personal, preset=preset) for each in requests]
             requests, applied = [each for each, _ in reviewed], reviewed[0][1]
         lease = self.quotas.enter(call.caller, len(requests))
         try:
@@ -234,20 +247,48 @@ class Service:
         except BaseException:
             lease.abandon()
             raise
-        return self.bridge.submit(call.llm, prepared, requests[0].n, lease, self._acting(call, applied))
+        exchange = self.bridge.submit(call.llm, prepared, requests[0].n, lease, self._acting(call, applied, resolved))
+        if resolved is not None:
+            self.metrics.chose(call.llm.model_name, resolved.choice.setting.name)
+        return exchange
+
+    def _resolve(self, call: Call, request: "GenerationRequest", load: int, preset: Preset | None) -> Resolved:
+        """Choose a setting for a request that leaves the choice to `auto`; raises what `resolve` does."""
+        frontier = serving(self.rules.frontier, call.llm.model_name)
+        policy, personal = call.caller.policy, call.llm.personal(call.caller.name)
+
+        def permit(request: "GenerationRequest", assumed: frozenset[str]) -> "GenerationRequest":
+            spec = DecodingSpec.parse(request.decoding, personal)
+            spec.check(choices=request.n, rewards=call.llm.loaded.judges)
+            if policy is None:
+                return request
+            return policy.review(request, call.given, assumed, personal=personal, preset=preset)[0]
+
+        sized = {"max_tokens", "max_completion_tokens"} & call.given
+        own = call.target.preset
+        return resolve(
+            request,
+            frontier,
+            load=load,
+            bounded=bool(sized) or (own is not None and "max_tokens" in own.sampling),
+            floor=Budget() if policy is None or policy.floor is None else policy.floor.budget,
+            permit=permit,
+        )
 
     def _most_tokens(self, call: Call) -> int | None:
         """What bounds the choices of a caller's requests."""
         policy = call.caller.policy
         return _smaller(self.settings.limits.max_tokens, None if policy is None else policy.limits.max_tokens)
 
-    def _acting(self, call: Call, applied: tuple[str, ...]) -> dict[str, Any]:
-        """What the response tells of the preset and the policy."""
+    def _acting(self, call: Call, applied: tuple[str, ...], resolved: Resolved | None) -> dict[str, Any]:
+        """What the response tells of the preset, of the policy and of the choice of `auto`."""
         told: dict[str, Any] = {}
         if call.target.preset_name is not None:
             told["preset"] = call.target.preset_name
         if call.caller.policy_name is not None:
             told["policy"] = {"name": call.caller.policy_name, "applied": list(applied)}
+        if resolved is not None:
+            told["auto"] = resolved.told()
         return told
 
     def head(self, prefix: str, kind: str, model: str) -> dict[str, Any]:

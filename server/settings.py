@@ -85,10 +85,11 @@ class Settings(BaseSettings):
     policies: dict[str, Policy] = Field(default_factory=dict, description="what requests must keep to, by name")
     default_policy: str | None = Field(None, description="policy of callers whose key names none")
     keys: dict[str, Key] = Field(default_factory=dict, description="by caller; absent: everybody may call")
+    auto: Path | None = Field(None, description="profile of a benchmark, by which strategy `auto` chooses")
     admin_key: Key | None = Field(None, description="key of /admin; absent: nobody has it, and /admin answers 401")
 
 
-RELOADABLE = ("presets", "policies", "default_policy", "keys", "admin_key")
+RELOADABLE = ("presets", "policies", "default_policy", "keys", "auto", "admin_key")
 """what may change while the server runs"""
 
 

@@ -1,4 +1,4 @@
-"""`trimtab strategies` and /v1/strategies: the registry, the rules of selection and the budgets, as people are told."""
+"""`trimtab strategies` and /v1/strategies: the registry, `auto`, rules of selection and budgets, as people are told."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,17 @@ from trimtab.decoders.preference import Preference
 from trimtab.decoders.registry import markdown_table, strategies
 from trimtab.decoders.select import AnyRule, Rule
 from trimtab.engine.budget import Budget
+from trimtab.server import auto
 
 
 def described() -> list[dict[str, Any]]:
     """Every strategy with the JSON Schema of its parameters."""
     return [strategy.describe() for strategy in strategies().values()]
+
+
+def listed(available: bool) -> list[dict[str, Any]]:
+    """The same, and `auto`, which the server resolves; `available`: it has a profile."""
+    return [*described(), auto.described(available)]
 
 
 def described_rules() -> list[dict[str, Any]]:
@@ -37,12 +43,15 @@ def preference_schema() -> dict[str, Any]:
 
 def markdown() -> str:
     """The table of the docs."""
-    return markdown_table()
+    told = auto.described(available=False)
+    fields = ", ".join(f"`{name}`" for name in told["schema"]["properties"])
+    row = (f"`{told['name']}`", told["kind"], told["summary"], told["cost"], "", fields, "")
+    return f"{markdown_table()}| {' | '.join(row)} |\n"
 
 
 def as_json() -> str:
     """The strategies as /v1/strategies lists them, indented."""
-    return json.dumps(described(), indent=2)
+    return json.dumps(listed(available=False), indent=2)
 
 
 def print_tables() -> None:
@@ -51,6 +60,10 @@ def print_tables() -> None:
     for each in strategies().values():
         parameters = ", ".join(each.params.model_fields)
         table.add_row(each.name, each.kind, each.summary, parameters, each.cost, each.paper or "")
+    told = auto.described(available=False)
+    table.add_row(
+        told["name"], told["kind"], told["summary"], ", ".join(told["schema"]["properties"]), told["cost"], ""
+    )
     selection = Table("select", "what it returns", "parameters")
     for rule in _rules(AnyRule):
         selection.add_row(_name(rule), _summary(rule), ", ".join(name for name in rule.model_fields if name != "rule"))

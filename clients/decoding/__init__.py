@@ -66,12 +66,12 @@ from trimtab.clients.decoding.steer import (
     Vas,
     Wsd,
 )
-from trimtab.clients.decoding.strategy import PromptPart, Search, Steer, Strategy
+from trimtab.clients.decoding.strategy import Auto, PromptPart, Search, Steer, Strategy
 
 __all__ = [
-    "DTS", "DVTS", "Abstain", "Argmax", "Args", "BeamSearch", "BestOfN", "BlockwiseCD", "Budget", "Candidates", "Cards",
-    "Cd", "Cfg", "Chi2", "ChunkBeamSearch", "Community", "Constraint", "Contrastive", "ControlVector", "DExperts",
-    "DTSStar", "Darwin", "Deal", "Dera", "Eft", "Ensemble", "Example", "Expression", "Fudge", "GenArm",
+    "DTS", "DVTS", "Abstain", "Argmax", "Args", "Auto", "BeamSearch", "BestOfN", "BlockwiseCD", "Budget", "Candidates",
+    "Cards", "Cd", "Cfg", "Chi2", "ChunkBeamSearch", "Community", "Constraint", "Contrastive", "ControlVector",
+    "DExperts", "DTSStar", "Darwin", "Deal", "Dera", "Eft", "Ensemble", "Example", "Expression", "Fudge", "GenArm",
     "GuidedSpeculation", "Ivl", "Ivo", "Majority", "MinimumBayesRisk", "Mixture", "Mod", "Norms", "Nudging", "Pad",
     "Panacea", "ParticleFilter", "Persona", "Pluralism", "Poisson", "PpoMcts", "Preference", "Principles", "PromptPart",
     "ProxyTuning", "QAlign", "Rad", "ReControl", "Refine", "RegularisedBestOfN", "Reward", "RewardGuidedSpeculation",

@@ -1,4 +1,4 @@
-"""What every strategy may be combined with."""
+"""What every strategy may be combined with, and the one that combines with nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,6 +32,20 @@ class Strategy(Part):
             if parts:
                 told[key] = [each.to_part() if isinstance(each, Listed) else dict(each) for each in parts]
         return told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auto(Part):
+    """The setting of the server's profile that fits the budget, the whole `decoding` of a request."""
+
+    name: ClassVar[str] = "auto"
+
+    budget: Annotated[Budget | Mapping[str, Any], "deadline_ms, reward_at_least or max_model_tokens to choose by"]
+    trace: Annotated[Literal["tokens"] | None, "tokens: report what shaped each token"] = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it goes over the wire."""
+        return {"strategy": self.name, **Part.to_dict(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,6 +118,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "percentunit",
             "Share of an answer's tokens that steering changed",
         ),
+        Panel("Settings that auto chose", {"{{setting}}": rate("auto_choices_total", "setting", MODEL)}, "reqps"),
     ),
     "Guides": (
         Panel("Latency of a batch", quantiles("reward_latency_seconds", "guide", MODEL), "s"),

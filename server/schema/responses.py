@@ -39,12 +39,35 @@ class Version(BaseModel):
     version: str
 
 
+class ServedModel(BaseModel):
+    """How a base model runs."""
+
+    id: str
+    source: str
+    """as configured: demo, a folder's name, a hub id"""
+    dtype: str
+    device: str
+    max_model_len: int
+
+
+class MachineReport(BaseModel):
+    """Response of /v1/machine."""
+
+    version: str
+    hardware: dict[str, str | int | bool | None]
+    """processor, cores, threads, GPU, and the versions of Python, torch and transformers"""
+    memory_mib: dict[str, float | None]
+    """held now: `resident` by the process, `gpu` by its tensors"""
+    models: list[ServedModel]
+
+
 class StrategyList(BaseModel):
     """Response of /v1/strategies; schemas are those of the parameters, which stand beside `strategy` or `method`."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
-    """every strategy: `name`, `kind` (`search`, `steer` or `prompt`), `summary`, `paper`, `cost`, `needs`, `schema`"""
+    """every strategy: `name`, `kind` (`search`, `steer`, `prompt` or `auto`), `summary`, `paper`, `cost`, `needs`,
+    `schema`; of `auto` also `available`, whether the server has a profile"""
     rules: list[dict[str, Any]]
     """what `select` may name: `name`, `summary`, `schema`"""
     budget: dict[str, Any]

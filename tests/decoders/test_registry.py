@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from trimtab.decoders.registry import markdown_table, strategies
+from trimtab.server.strategies import markdown
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_table_of_the_docs_is_the_registrys() -> None:
-    assert (ROOT / "docs" / "strategies.md").read_text() == markdown_table(), "run `make docs`"
+def test_the_table_of_the_docs_is_the_registrys_and_auto() -> None:
+    assert (ROOT / "docs" / "strategies.md").read_text() == markdown(), "run `make docs`"
+    assert markdown().startswith(markdown_table())
 
 
 def test_every_strategy_describes_itself() -> None:

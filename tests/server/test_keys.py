@@ -25,6 +25,7 @@ GUARDED = (
     ("GET", "/v1/models/tiny"),
     ("GET", "/v1/strategies"),
     ("GET", "/v1/guides"),
+    ("GET", "/v1/machine"),
 )
 OPERATORS = (
     ("GET", "/admin/state"),

@@ -102,7 +102,7 @@ def test_ranges_are_those_of_the_engine(document: Document, name: str) -> None:
 def test_every_strategy_is_a_decoding_object(document: Document) -> None:
     schemas = document["components"]["schemas"]
     chosen = [schemas[each] for each in references(schemas["Decoding"])]
-    assert {each["properties"]["strategy"]["const"] for each in chosen} == set(strategies())
+    assert {each["properties"]["strategy"]["const"] for each in chosen} == {*strategies(), "auto"}
     parts = [schemas[each] for each in references(schemas["SteeringPart"])]
     steer = {name for name, each in strategies().items() if each.kind == "steer"}
     assert {each["properties"]["method"]["const"] for each in parts} == steer
@@ -133,6 +133,8 @@ CHANGES: list[tuple[dict[str, Any], bool]] = [
     ({"decoding": {"strategy": "best_of_n", "n": 2.0, "reward": {"sum": [{"guide": "brevity"}]}}}, True),
     ({"decoding": {"strategy": "best_of_n", "n": 0, "reward": "brevity"}}, False),
     ({"decoding": {"strategy": "best_of_m"}}, False),
+    ({"decoding": {"strategy": "auto"}}, False),
+    ({"decoding": {"strategy": "auto", "budget": {"deadline_ms": 9}, "n": 2}}, False),
     ({"decoding": {"strategy": "best_of_n", "reward": "brevity", "select": "soft"}}, True),
     ({"decoding": {"strategy": "best_of_n", "reward": "brevity", "select": "softly"}}, False),
     ({"decoding": {"strategy": "best_of_n", "reward": "brevity", "select": {"rule": "soft", "temperature": 1}}}, True),

@@ -1,8 +1,12 @@
 """Models, strategies, tokens, health and metrics of the shared server."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
+import torch
 from wire import metrics
 
 from trimtab.decoders.registry import strategies
@@ -16,9 +20,20 @@ def test_alive_and_accepting(http: httpx2.Client) -> None:
     assert http.get("/version").json()["version"]
 
 
-def test_strategies_are_those_of_the_registry(http: httpx2.Client) -> None:
+def test_machine_tells_what_the_models_run_on(http: httpx2.Client) -> None:
+    told = http.get("/v1/machine").json()
+    assert told["hardware"]["torch"] == torch.__version__
+    assert told["hardware"]["cores"] == os.cpu_count()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    assert told["memory_mib"]["resident"] == pytest.approx(resident, rel=0.1)
+    (model,) = told["models"]
+    assert (model["id"], model["dtype"], model["device"]) == ("tiny", "float32", "cpu")
+
+
+def test_strategies_are_those_of_the_registry_and_auto(http: httpx2.Client) -> None:
     listed = http.get("/v1/strategies").json()
-    assert [each["name"] for each in listed["data"]] == list(strategies())
+    assert [each["name"] for each in listed["data"]] == [*strategies(), "auto"]
+    assert [each["available"] for each in listed["data"] if "available" in each] == [False]
     best = next(each for each in listed["data"] if each["name"] == "best_of_n")
     assert best["schema"]["properties"]["n"]["default"] == 8
     assert "brevity" in listed["rewards"]

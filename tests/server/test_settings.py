@@ -143,7 +143,7 @@ def test_wrong_presets_policies_and_keys_are_one_clear_line(text: str, words: st
     assert "secret" not in refused_line(text, words, tmp_path)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/policy.md", "docs/operations.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/policy.md", "docs/operations.md", "docs/auto.md"])
 def test_configurations_in_the_documents_are_right(page: str, tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     blocks = re.findall(r"(?m)^    (?:presets|policies|keys):\n(?:    .*\n|\n(?=    ))+", text)

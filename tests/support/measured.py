@@ -67,6 +67,7 @@ def measured() -> Metrics:
     timer.observe(answered(), timer.started + 3)
     metrics.start("base", "sample").observe(Failure(RuntimeError()), timer.started)
     metrics.ended("/v1/chat/completions", 503, "base", "overloaded")
+    metrics.chose("base", "best_of_4")
     metrics.spent("app", 7)
     metrics.reloaded(ok=True)
     return metrics
