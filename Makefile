@@ -6,10 +6,11 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint fix serve bench bench-gpu bench-norms bench-preferences bench-urial fuzz soak docs types demo-guides
+.PHONY: help install test lint fix serve bench bench-gpu bench-handwritten bench-norms bench-preferences bench-throughput \
+        bench-urial fuzz soak docs types demo-guides
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create .venv with the pinned versions (PYTHON=python3.12 picks another Python)
 
@@ -36,17 +37,23 @@ fix: install  ## format, and repair what ruff can repair
 serve: install  ## serve the demo model on port 8000 (ARGS="--help" lists the options)
 	$(BIN)/trimtab serve $(ARGS)
 
-bench: install  ## measure decode throughput against transformers' generate
-	$(BIN)/python benchmarks/throughput.py $(ARGS)
+bench: install  ## latency versus reward on the demo model, half an hour; a report in bench-report/, a profile for auto
+	$(BIN)/trimtab bench --limit 40 --report bench-report --profile bench-report/profile.json $(ARGS)
 
 bench-gpu: install  ## measure everything that needs a GPU, at most eight minutes
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-handwritten: install  ## the server beside the same strategies written by hand on transformers, ten minutes
+	$(BIN)/python benchmarks/handwritten.py $(ARGS)
 
 bench-norms: install  ## measure the retrieval of norms over 100,000 rules, three minutes
 	$(BIN)/python benchmarks/norms.py $(ARGS)
 
 bench-preferences: install  ## how preferences move rewards on the demo model, ten minutes
 	$(BIN)/python benchmarks/preferences.py $(ARGS)
+
+bench-throughput: install  ## decode steps beside transformers' generate, a few minutes
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
 bench-urial: install  ## what urial adds to a request once its prefix is cached, a few minutes
 	$(BIN)/python benchmarks/urial.py $(ARGS)

@@ -1,9 +1,7 @@
 """Answers of one decoding to many prompts under many seeds, and what is measured of them."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -86,15 +84,6 @@ def by_prompt(answers: Sequence[Answer], measure: str, seeds: int) -> NDArray[np
 def logprob_per_token(answers: Sequence[Answer]) -> float:
     """Return the mean log-probability of a token under the base, nats: very low for gibberish."""
     return sum(answer.logprob for answer in answers) / max(1, sum(answer.tokens for answer in answers))
-
-
-def distinct_pairs(texts: Sequence[str]) -> float:
-    """Return distinct-2 (Li et al. 2016): different pairs of neighbouring words over all pairs, 1 if there are none.
-
-    It falls when an answer goes round in circles, and when all answers say the same.
-    """
-    pairs = [pair for text in texts for pair in pairwise(re.findall(r"[\w']+", text.lower()))]
-    return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
 def _distance(result: Result) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap import Gain
+from trimtab.bench.records import Gain
 
 MEASURES = ("reward", "gold")
 BEGIN = "<!-- written by benchmarks/guides.py -->"
@@ -37,7 +37,7 @@ class Row:
     def gold_per_reward(self) -> float | None:
         """Gold gained per reward gained; None where no reward is gained for certain."""
         reward = self.gains["reward"]
-        return self.gains["gold"].mean / reward.mean if reward.above_zero else None
+        return self.gains["gold"].mean / reward.mean if reward.low > 0.0 else None
 
 
 def lines(rows: Sequence[Row]) -> list[dict[str, str]]:

@@ -21,12 +21,14 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from answers import Answer, answer_all, by_prompt, distinct_pairs, logprob_per_token, measured
-from bootstrap import paired_gain
+from answers import Answer, answer_all, by_prompt, logprob_per_token, measured
 from gains import MEASURES, Row, fill, lines
+from pydantic_core import to_jsonable_python
 from report import machine, print_json, print_table
 
 from trimtab import LLM, EngineSettings, SamplingParams
+from trimtab.bench.bootstrap import paired_gain
+from trimtab.bench.texts import distinct
 
 Decoding = dict[str, Any]
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = list(_rows(answers, times, decodings, len(args.seeds)))
     table = lines(rows)
     print_table(table)
-    failing = {row.strategy: [name for name in MEASURES if not row.gains[name].above_zero] for row in rows[1:]}
+    failing = {row.strategy: [name for name in MEASURES if row.gains[name].low <= 0.0] for row in rows[1:]}
     for name, measures in failing.items():
         if measures:
             print(f"{name}: the interval of {' and of '.join(measures)} is not above 0")
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "model": args.model,
         "dtype": args.dtype,
     }
-    print_json("guides", [asdict(row) for row in rows], **conditions)
+    print_json("guides", to_jsonable_python(rows), **conditions)
     if args.markdown:
         fill(args.markdown, table, {**conditions, "commit": machine()["commit"]})
     if args.check and any(failing.values()):
@@ -169,7 +171,7 @@ def _rows(
             gains={measure: paired_gain(values[measure], plain[measure]) for measure in MEASURES},
             kl=sum(known) / len(known) if known else None,
             logprob=logprob_per_token(each),
-            distinct=distinct_pairs([answer.text for answer in each]),
+            distinct=distinct([answer.text for answer in each], 2),
             tokens=sum(answer.tokens for answer in each) / len(each),
             time=times[name] / times["plain"] if times else None,
         )

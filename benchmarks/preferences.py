@@ -19,19 +19,21 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from answers import answer_all
-from bootstrap import Gain, paired_gain
 from gains import fill
 from numpy.typing import NDArray
+from pydantic_core import to_jsonable_python
 from report import machine, print_json, print_table
 
 from trimtab import LLM, EngineSettings, SamplingParams
+from trimtab.bench.bootstrap import paired_gain
+from trimtab.bench.records import Gain
 from trimtab.engine.rewards import Pair
 from trimtab.engine.vocabulary import Message
 
@@ -99,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method, does in rising.items():
         print(f"{method}: {TARGET} {'rises' if does else 'does NOT rise'} at every step")
     conditions = {"prompts": len(prompts), "seeds": args.seeds, "answer_tokens": args.tokens, "dtype": args.dtype}
-    print_json("preferences", [asdict(row) for row in rows], **conditions)
+    print_json("preferences", to_jsonable_python(rows), **conditions)
     if args.markdown:
         fill(args.markdown, table, {**conditions, "commit": machine()["commit"]}, begin=BEGIN, end=END)
     if args.check and not all(rising.values()):

@@ -1,14 +1,11 @@
 """What every benchmark prints: a table for people, then one JSON line for programs."""
 
 import json
-import os
-import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-import transformers
+from trimtab.engine.machine import machine as hardware
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
@@ -27,30 +24,10 @@ def print_json(name: str, rows: Sequence[Mapping[str, object]], **conditions: ob
 
 def machine() -> dict[str, object]:
     """Hardware, versions and commit."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")),
-        platform.processor(),
-    )
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    return {
-        "cpu": cpu,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_instructions": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": commit.stdout.strip() or None,
-    }
+    return {**hardware(), "commit": commit.stdout.strip() or None}
 
 
 def _text(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _read(path: str) -> str:
-    file = Path(path)
-    return file.read_text() if file.exists() else ""

@@ -13,12 +13,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "trimtab"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-LINKED = {"server", "training", "decoders", "engine", "kernels", "clients"}
+LINKS = {name: name for name in ("server", "training", "decoders", "engine", "kernels", "clients")}
+LINKS["bench"] = "benchmarks/bench"
+LINKED = set(LINKS)
 TOP = "llm"  # the files that lie in src/trimtab itself
 
-# Who may import whom. server holds the command line, hence clients and training.
+# Who may import whom. server holds the command line, hence clients, training and bench, which in turn writes what
+# server/frontier.py reads.
 LAYERS = {
-    "server": {TOP, "training", "decoders", "engine", "kernels", "clients"},
+    "server": {TOP, "bench", "training", "decoders", "engine", "kernels", "clients"},
+    "bench": {TOP, "server", "decoders", "engine", "kernels", "clients"},
     "training": {TOP, "decoders", "engine", "kernels"},
     TOP: {"decoders", "engine", "kernels"},
     "decoders": {"engine", "kernels"},
@@ -71,7 +75,7 @@ def top_of(name: str) -> str:
 
 def code() -> dict[str, dict[Path, ast.Module]]:
     """The parsed files of the package by unit."""
-    files = {unit: sorted((ROOT / unit).rglob("*.py")) for unit in LINKED}
+    files = {unit: sorted((ROOT / folder).rglob("*.py")) for unit, folder in LINKS.items()}
     files[TOP] = sorted(PACKAGE.glob("*.py"))
     return {unit: {path: ast.parse(path.read_text()) for path in paths} for unit, paths in files.items()}
 
@@ -117,18 +121,18 @@ def test_reader_of_imports_sees_every_form(source: str, names: list[str], unit: 
 def test_package_links_to_the_code_folders() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == LINKED
-    for name in LINKED:
+    for name, folder in LINKS.items():
         link = PACKAGE / name
         assert link.is_symlink(), f"src/trimtab/{name} is a copy: make it a link again"
-        assert link.readlink() == Path("../..") / name
-        assert (ROOT / name).is_dir()
+        assert link.readlink() == Path("../..") / folder
+        assert (ROOT / folder).is_dir()
 
 
 def test_kernels_is_no_regular_package() -> None:
     # transformers imports a regular package of that name when the root is on the path, and crashes.
     assert not (ROOT / "kernels" / "__init__.py").exists()
     for name in LINKED - {"kernels"}:
-        assert (ROOT / name / "__init__.py").exists()
+        assert (PACKAGE / name / "__init__.py").exists()
 
 
 def test_imports_point_down() -> None:
@@ -210,21 +214,21 @@ def names_of(requirements: list[str]) -> set[str]:
 
 def foreign_imports(files: dict[Path, ast.Module]) -> set[str]:
     """The packages of others that files import."""
-    used = {top_of(name) for tree in files.values() for name in imported(tree)}
+    used = {top_of(name).lower() for tree in files.values() for name in imported(tree)}
     return used - {"trimtab"} - set(sys.stdlib_module_names)
 
 
 def test_dependencies_and_imports_agree() -> None:
-    always, extra = (
-        names_of(PROJECT["project"]["dependencies"]),
-        names_of(PROJECT["project"]["optional-dependencies"]["train"]),
-    )
+    always = names_of(PROJECT["project"]["dependencies"])
+    optional = PROJECT["project"]["optional-dependencies"]
+    extras = {"training": names_of(optional["train"]), "bench": names_of(optional["bench"])}
     foreign = {unit: foreign_imports(files) for unit, files in CODE.items()}
-    everywhere = set().union(*(names for unit, names in foreign.items() if unit != "training"))
+    everywhere = set().union(*(names for unit, names in foreign.items() if unit not in extras))
 
     assert always - everywhere == set(NEVER_IMPORTED), "not imported: drop it, or say why it stays"
-    assert extra <= foreign["training"] - everywhere, "imported by more than training, or not at all"
-    for names, declared in ((everywhere, always), (foreign["training"], always | extra)):
+    for unit, extra in extras.items():
+        assert extra <= foreign[unit] - everywhere, f"imported by more than {unit}, or not at all"
+    for names, declared in ((everywhere, always), *((foreign[unit], always | extra) for unit, extra in extras.items())):
         undeclared = {name for name in names - declared if COMES_WITH.get(name) not in declared}
         assert not undeclared, "imported: add it to pyproject.toml and constraints.txt"
 

@@ -6,17 +6,21 @@ from typing import Any
 
 import pytest
 from answers import Answer, by_prompt, logprob_per_token
-from bootstrap import Gain
 from gains import BEGIN, END, Row
 from guides import BASE_BESIDE, STRATEGIES, main
 from tiny import tiny_folder
 
+from trimtab.bench.records import Gain
 from trimtab.decoders.spec import DecodingSpec
 
 
 def answer(**measures: Any) -> Answer:
     zeros = {"tokens": 0, "reward": 0.0, "gold": 0.0, "logprob": 0.0, "kl": None}
     return Answer(**{"strategy": "cd", "prompt": "p", "seed": 1, "text": "", **zeros, **measures})
+
+
+def gain(mean: float, low: float, high: float) -> Gain:
+    return Gain(mean=mean, low=low, high=high, improved=0.5)
 
 
 def row(**gains: Gain) -> Row:
@@ -47,8 +51,8 @@ def test_logprob_counts_every_token_alike() -> None:
 
 
 def test_gold_per_reward_is_told_only_where_reward_is_gained() -> None:
-    sure, unsure = Gain(2.0, 1.0, 3.0, 1.0), Gain(0.1, -0.1, 0.3, 0.5)
-    told = [row(reward=reward, gold=Gain(0.5, 0.1, 0.9, 0.8)).gold_per_reward for reward in (sure, unsure)]
+    sure, unsure = gain(2.0, 1.0, 3.0), gain(0.1, -0.1, 0.3)
+    told = [row(reward=reward, gold=gain(0.5, 0.1, 0.9)).gold_per_reward for reward in (sure, unsure)]
     assert told == [0.25, None]
 
 

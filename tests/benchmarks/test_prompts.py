@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from answers import distinct_pairs
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from trimtab.training.metrics import spearman
@@ -47,13 +46,6 @@ def test_sentences_are_rated_as_a_lexicon_would_roughly_rate_them() -> None:
     vader = SentimentIntensityAnalyzer()
     found = [vader.polarity_scores(line["text"])["compound"] for line in lines]
     assert 0.75 < spearman(found, [line["score"] for line in lines]) < 0.95  # some are negated, on purpose
-
-
-def test_distinct_pairs_fall_with_repetition_within_and_between_answers() -> None:
-    assert distinct_pairs(["a b c", "d e"]) == 1.0
-    assert distinct_pairs(["a b a b a"]) == 0.5
-    assert distinct_pairs(["A b, c", "a b c"]) == 0.5
-    assert distinct_pairs(["", "one"]) == 1.0
 
 
 def words(prompt: str) -> set[str]:
