@@ -12,7 +12,6 @@ the rounds repeat the prompts.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,8 @@ from baselines.nudging import Nudging
 from guides import PROMPTS
 from guides import STRATEGIES as STEERED
 from report import print_json, print_table
-from serving import serving
 
+from trimtab.bench.serve import served
 from trimtab.clients.client import TrimtabClient
 from trimtab.clients.results import Answer
 from trimtab.engine.guides.folders import locate
@@ -66,8 +65,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    args.model = MODEL  # the guides are the demo's
-    os.environ.setdefault("TRIMTAB_SERVER__LOG__LEVEL", "warning")  # its access log would hide the table
 
     prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()][: args.requests]
     if len(prompts) < args.requests:
@@ -77,7 +74,8 @@ def main() -> None:
     pipe, theirs = context.Pipe()
     context.Process(target=_script, args=(theirs, args, talk), daemon=True).start()
     rows = []
-    with serving(args) as (port, _), TrimtabClient(f"http://127.0.0.1:{port}", timeout=600) as client:
+    own = {"engine.dtype": args.dtype, "engine.threads": args.threads, "engine.prefix_cache": "false"}
+    with served(MODEL, own) as server, TrimtabClient(server.url, timeout=600) as client:
         for name in args.strategy or STRATEGIES:
             speeds = dict.fromkeys(WAYS, 0.0)
             for turn in range(args.rounds + 1):  # the first one warms up

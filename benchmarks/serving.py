@@ -7,13 +7,7 @@ rounds counts for each. The client is a bare socket reader, so that its own work
 import argparse
 import asyncio
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -21,6 +15,7 @@ import torch
 from report import print_json, print_table
 
 from trimtab import LLM, EngineSettings, SamplingParams
+from trimtab.bench.serve import served
 
 
 def main() -> None:
@@ -40,7 +35,9 @@ def main() -> None:
     prompts = [f"Write a long and detailed story about the number {i}." for i in range(args.streams)]
     sampling = SamplingParams(seed=1, max_tokens=args.tokens, ignore_eos=True)
     settings = EngineSettings(model=args.model, dtype=args.dtype, threads=args.threads, prefix_cache=False)
-    with LLM(settings=settings) as llm, serving(args) as (port, pid):
+    own = {"engine.dtype": args.dtype, "engine.threads": args.threads, "engine.prefix_cache": "false"}
+    with LLM(settings=settings) as llm, served(args.model, own) as server:
+        port = int(server.url.rpartition(":")[2])
         alone, http = [], []
         for _ in range(args.rounds):
             began = perf_counter()
@@ -54,7 +51,7 @@ def main() -> None:
         row(f"{args.streams} HTTP streams", args.streams * args.tokens / min(http), "tokens/s", None)
         row("cost of HTTP", 1 - min(alone) / min(http), "share", 0.15)
         fill_pool(port)
-        row("resident memory of the server, pool filled", resident(pid) / 2**30, "GiB", 2.5 * 1e9 / 2**30)
+        row("resident memory of the server, pool filled", resident(server.pid) / 2**30, "GiB", 2.5 * 1e9 / 2**30)
 
         plain, best = [], []
         decoding = {"strategy": "best_of_n", "n": 8, "reward": "lexicon"}
@@ -66,30 +63,6 @@ def main() -> None:
         row("best-of-8 over one plain answer", min(best) / min(plain), "times", 1.6)
     print_table(rows)
     print_json("serving", rows, model=args.model, dtype=args.dtype, answer_tokens=args.tokens)
-
-
-@contextmanager
-def serving(args: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    """`trimtab serve` on a free port, without a prefix cache like the engine beside it: (port, process id)."""
-    command = [str(Path(sys.executable).with_name("trimtab")), "serve", "--port", "0", "--model", args.model]
-    environment = {
-        **os.environ,
-        "TRIMTAB_ENGINE__DTYPE": args.dtype,
-        "TRIMTAB_ENGINE__THREADS": str(args.threads),
-        "TRIMTAB_ENGINE__PREFIX_CACHE": "false",
-    }
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        for line in server.stdout:
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-                break
-        else:
-            raise SystemExit("the server did not start")
-        try:
-            yield int(found[1]), server.pid
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.communicate()
 
 
 async def stream_all(port: int, prompts: list[str], tokens: int) -> int:

@@ -8,24 +8,23 @@ leave in the middle and send nonsense. A third process asks for /health meanwhil
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 from report import print_json, print_table
+
+from trimtab.bench.serve import served
 
 HEALTH_LIMIT = 0.05
 """seconds, of the 99th percentile"""
@@ -45,8 +44,8 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or str(tiny_model(Path(folder) / "tiny"))
-        with serving(model) as (url, pid):
-            rows, told = asyncio.run(soak(args, url, pid))
+        with served(model, SETTINGS) as server:
+            rows, told = asyncio.run(soak(args, server.url, server.pid))
     print_table(rows)
     print_json("soak", rows, model=args.model or "tiny", clients=args.clients, minutes=args.minutes, **told)
     return 0 if all(row["met"] is not False for row in rows) else 1
@@ -83,29 +82,14 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def serving(model: str) -> Iterator[tuple[str, int]]:
-    """`trimtab serve` on a free port: (its URL, process id)."""
-    command = [str(Path(sys.executable).with_name("trimtab")), "serve", "--port", "0", "--model", model]
-    environment = {
-        **os.environ,
-        "TRIMTAB_ENGINE__DTYPE": "float32",
-        "TRIMTAB_ENGINE__THREADS": "1",
-        "TRIMTAB_ENGINE__POOL_TOKENS": "4096",
-        "TRIMTAB_ENGINE__MAX_ROWS": "32",
-        "TRIMTAB_ENGINE__MAX_WAITING": "32",
-        "TRIMTAB_SERVER__LOG__LEVEL": "error",
-    }
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = next((hit for line in server.stdout if (hit := re.search(r"http://\S+:\d+", line))), None)
-        if found is None:
-            raise SystemExit("the server did not start")
-        try:
-            yield found[0], server.pid
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.communicate()
+SETTINGS = {
+    "engine.dtype": "float32",
+    "engine.threads": 1,
+    "engine.pool_tokens": 4096,
+    "engine.max_rows": 32,
+    "engine.max_waiting": 32,
+    "server.log.level": "error",
+}
 
 
 @dataclass

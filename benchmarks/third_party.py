@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from report import print_json, print_table
-from soak import serving, tiny_model
+from soak import SETTINGS, tiny_model
+
+from trimtab.bench.serve import served
 
 INSTALL_LIMIT = 1800
 """seconds for one call of pip"""
@@ -139,9 +141,9 @@ def results(tool: Tool, environments: Path, folder: Path, model: Path) -> Iterat
         print(*getattr(failure, "__notes__", ()), sep="\n", file=sys.stderr)
         yield row("install", str(failure), met=False)
         return
-    with serving(str(model)) as (url, _):
+    with served(str(model), SETTINGS) as server:
         for i, (asked, check) in enumerate(tool.checks.items()):
-            stage = Stage(programs, folder / str(i), url, model)
+            stage = Stage(programs, folder / str(i), server.url, model)
             stage.folder.mkdir(parents=True)
             try:
                 yield row(asked, check(stage), met=True)

@@ -235,7 +235,8 @@ def _unscored(asked: Job | Rating, room: int) -> list[Pair]:
         return asked.unscored(room)
     assert isinstance(asked.op, Score)
     sequences = asked.op.sequences[len(asked.rewards) :][:room]
-    return [Pair(asked.request.messages, sequence.text.text) for sequence in sequences]
+    request = asked.request
+    return [Pair(request.messages, sequence.text.text, request.salt) for sequence in sequences]
 
 
 class _Crowded(GuideError):

@@ -46,7 +46,8 @@ def bench(
     gold: Annotated[str | None, _option("gold", "measure that steering never sees: vader, a guide, or none")] = None,
     seed: Annotated[int | None, _option("seed", "of the run; requests have seeds of their own")] = None,
     timed: Annotated[
-        int | None, _option("timed", "prompts for further concurrencies and smaller numbers of a curve", min=1)
+        int | None,
+        _option("timed", "prompts for further concurrencies and smaller n of a curve, at least", min=1),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of the run; one that holds a run goes on with it")] = OUT,
     report: Annotated[Path | None, typer.Option(help="folder to write report and plots into")] = None,

@@ -22,7 +22,8 @@ class Options(Record):
     reward: str = "positivity"
     gold: str = "vader"
     seed: int = 0
-    timed: int = 8
+    timed: int = 16
+    """prompts where only times count; two for each request at a time, if that is more"""
 
 
 class Plan(Record):

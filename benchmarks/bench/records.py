@@ -92,7 +92,7 @@ class Interval(Record):
 
 
 class Gain(Interval):
-    """The paired difference from plain sampling."""
+    """The difference from the mean of plain sampling's answers, paired by prompt."""
 
     improved: float
     """share of prompts whose mean difference is above 0"""

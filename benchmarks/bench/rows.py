@@ -70,7 +70,7 @@ def rows(
                 order = sorted(concurrencies, key=lambda other: other != concurrency)  # this one first
                 base = _base(cells, order)
                 if each is setting:
-                    told = _measured(own, base)
+                    told = _measured(own, base, conditions.repeats)
                 else:
                     told = _estimated(own, _pool(cells, setting.name, order), each.decoding["n"], base)
                 if "error" not in told:
@@ -110,8 +110,8 @@ def _pool(cells: Cells, setting: str, order: Sequence[int]) -> Sequence[Answer]:
     return next(iter((*told, *asked)), ())
 
 
-def _measured(own: Sequence[Answer], base: Mapping[Asked, Outcome]) -> dict[str, Any]:
-    """The fields of a row whose answers are its own."""
+def _measured(own: Sequence[Answer], base: Mapping[Asked, Outcome], repeats: int) -> dict[str, Any]:
+    """The fields of a row whose answers are its own; texts are of those under the seeds that all settings have."""
     failed = _first_error(own)
     if failed is not None:
         return {"error": failed}
@@ -120,7 +120,7 @@ def _measured(own: Sequence[Answer], base: Mapping[Asked, Outcome]) -> dict[str,
     return {
         **_quality([_outcome(answer) for answer in own], base),
         "kl": Distance(mean=fsum(known) / len(known), bound=bound) if known else None,
-        **_texts(own),
+        **_texts([answer for answer in own if answer.seed < repeats]),
         **_costs(own),
     }
 
@@ -165,18 +165,22 @@ def _best_of(n: int, answer: Answer) -> Outcome:
 
 
 def _quality(outcomes: Sequence[Outcome], base: Mapping[Asked, Outcome]) -> dict[str, Any]:
-    """Means, gains over plain sampling and the win rate.
+    """Means, gains over the mean of plain sampling's answers to the same prompt, and the win rate.
 
     Gold is over the answers that it could judge; any other measure that one answer is without is left out.
     """
+    plain: dict[str, list[Outcome]] = {}
+    for (prompt, _), answered in base.items():
+        plain.setdefault(prompt, []).append(answered)
     judged = [each for each in outcomes if not isnan(each.gold)]
     found: dict[str, Any] = {"gold_prompts": len({each.asked[0] for each in judged})}
     for measure, each_of in (("reward", outcomes), ("gold", judged)):
-        paired = [(each, base[each.asked]) for each in each_of if each.asked in base]
         found[measure] = _mean([(each.asked, getattr(each, measure)) for each in each_of])
-        treated = _by_prompt([(each.asked, getattr(each, measure)) for each, _ in paired])
-        plain = _by_prompt([(each.asked, getattr(each, measure)) for _, each in paired])
-        found[f"{measure}_gain"] = None if treated is None or plain is None else paired_gain(treated, plain)
+        paired = [each for each in each_of if each.asked[0] in plain]
+        prompts = dict.fromkeys(each.asked[0] for each in paired)
+        treated = _by_prompt([(each.asked, getattr(each, measure)) for each in paired])
+        against = _by_prompt([(each.asked, getattr(each, measure)) for prompt in prompts for each in plain[prompt]])
+        found[f"{measure}_gain"] = None if treated is None or against is None else paired_gain(treated, against)
     won = [
         (each.asked, expected(wins(each.rewards, rival), each.chance))
         for each in outcomes
@@ -238,14 +242,12 @@ def _costs(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _elapsed(answers: Sequence[Answer]) -> float:
-    """Seconds in which requests were under way: of each start of the run, from the first sent to the last end."""
-    parts: dict[int, list[Answer]] = {}
-    for answer in answers:
-        parts.setdefault(answer.part, []).append(answer)
-    return fsum(
-        max(answer.sent + answer.e2e for answer in part) - min(answer.sent for answer in part)
-        for part in parts.values()
-    )
+    """Seconds in which at least one request was under way."""
+    total, until = 0.0, 0.0
+    for start, end in sorted((answer.sent, answer.sent + answer.e2e) for answer in answers):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def _per_token(answer: Answer) -> float:

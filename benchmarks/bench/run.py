@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from trimtab.bench.estimates import curve_settings
@@ -21,6 +21,10 @@ from trimtab.clients.client import ClientError
 WARM_UPS = 2
 """requests before a cell that are not measured"""
 WARM_TOKENS = 8
+MORE_SEEDS = 3
+"""of plain sampling, beside those that every setting has"""
+WAVES = 2
+"""times that every worker asks at least, so that not all requests begin and end together"""
 WARM_PROMPT = Prompt(id="warm-up", category="warm-up", prompt="What is the weather like where you are?")
 
 
@@ -47,18 +51,25 @@ def cells(plan: Plan, prompts: Sequence[Prompt]) -> list[Cell]:
     """All cells in the order in which they are measured.
 
     The first concurrency asks every prompt; the others, and the smaller numbers of a curve, a few of all categories.
-    Plain sampling answers once more there than the others do: its answers under another seed are what wins are over.
+    Plain sampling answers under more seeds there, last of all: what gains and wins are over is then known better, and
+    its times are not those of the beginning alone.
     """
-    few = evenly(prompts, plan.options.timed)
     found = []
     for number, concurrency in enumerate(plan.options.concurrency):
+        few = evenly(prompts, max(plan.options.timed, WAVES * concurrency))
         for setting in plan.settings:
             parts = [(setting, few if number else prompts), *((each, few) for each in curve_settings(setting))]
             for each, asked in parts:
-                seeds = range(plan.options.repeats + (each.name == BASE and not number))
-                jobs = tuple(Job(each, concurrency, prompt, seed) for seed in seeds for prompt in asked)
-                found.append(Cell(each, concurrency, jobs))
+                found.append(Cell(each, concurrency, _jobs(each, concurrency, asked, range(plan.options.repeats))))
+        if not number:
+            more = range(plan.options.repeats, plan.options.repeats + MORE_SEEDS)
+            plain = next(each for each in plan.settings if each.name == BASE)
+            found.append(Cell(plain, concurrency, _jobs(plain, concurrency, prompts, more)))
     return found
+
+
+def _jobs(setting: Setting, concurrency: int, prompts: Sequence[Prompt], seeds: Iterable[int]) -> tuple[Job, ...]:
+    return tuple(Job(setting, concurrency, prompt, seed) for seed in seeds for prompt in prompts)
 
 
 class Run:

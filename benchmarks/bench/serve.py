@@ -1,11 +1,11 @@
-"""A server of the run's own: `trimtab serve` as a child, from before the run to its end."""
+"""A server of the benchmark's own: `trimtab serve` as a child, from before it to its end."""
 
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -23,19 +23,22 @@ class Child:
     """A running server."""
 
     url: str
+    pid: int
     ended: Callable[[], str | None]
     """its last words, if it has ended"""
 
 
 @contextmanager
-def served(model: str = "demo") -> Iterator[Child]:
-    """Serve a model on a free port, with the settings of the environment; raises BenchError with its last words.
+def served(model: str = "demo", settings: Mapping[str, object] | None = None) -> Iterator[Child]:
+    """Serve a model on a free port; raises BenchError with its last words.
 
-    The child is in a session of its own: Ctrl-C in the terminal reaches the benchmark alone, which then ends it.
+    `settings`, by names such as engine.dtype, win over those of the environment. The child is in a session of its own:
+    Ctrl-C in the terminal reaches the benchmark alone, which then ends it.
     """
     command = [sys.executable, "-P", "-c", "from trimtab.server.cli import app; app()"]
     command += ["serve", "--port", "0", "--model", model]
-    environment = {"TRIMTAB_SERVER__LOG__LEVEL": "warning", **os.environ}
+    own = {f"TRIMTAB_{name.upper().replace('.', '__')}": str(value) for name, value in (settings or {}).items()}
+    environment = {"TRIMTAB_SERVER__LOG__LEVEL": "warning", **os.environ, **own}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         subprocess.Popen(
@@ -47,7 +50,7 @@ def served(model: str = "demo") -> Iterator[Child]:
             found = next((hit for line in process.stdout if (hit := re.search(r"http://\S+:\d+", line))), None)
             if found is None:
                 raise BenchError(f"the server did not start:\n{_last_words(log)}")
-            yield Child(found[0], lambda: None if process.poll() is None else _last_words(log))
+            yield Child(found[0], process.pid, lambda: None if process.poll() is None else _last_words(log))
         finally:
             _end(process)
 

@@ -14,6 +14,8 @@ class Pair:
 
     messages: tuple[Message, ...]
     answer: str
+    salt: bytes = b""
+    """pairs share cached prefixes only with pairs of the same salt"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class CausalReward:
         rows = [self.encode(pair) for pair in pairs]
         # One answer of each conversation goes first, so that the others find the pages of their prompt, if any.
         page = self._model.runner.pool.page_size
-        starts = [(repr(pair.messages), bytes(row[:page])) for pair, row in zip(pairs, rows, strict=True)]
+        starts = [(repr(pair.messages), pair.salt, bytes(row[:page])) for pair, row in zip(pairs, rows, strict=True)]
         firsts = list({start: index for index, start in enumerate(starts)}.values())
         others = sorted(set(range(len(rows))).difference(firsts))
         judged: dict[int, Judgement] = {}
@@ -70,7 +70,8 @@ class CausalReward:
             for batch in batches(lengths, budget):
                 # falling lengths: neighbours of similar length are attended together
                 indices = [wave[each] for each in reversed(batch)]
-                judged |= zip(indices, self._batch([rows[index] for index in indices]), strict=True)
+                told = self._batch([rows[index] for index in indices], [pairs[index].salt for index in indices])
+                judged |= zip(indices, told, strict=True)
         return [judged[index] for index in range(len(rows))]
 
     def encode(self, pair: Pair) -> "array[int]":
@@ -79,8 +80,8 @@ class CausalReward:
         return array("q", guide_transcript(self.name, self.vocabulary, pair.messages, pair.answer, limit=limit))
 
     @torch.inference_mode()
-    def _batch(self, rows: Sequence["array[int]"]) -> list[Judgement]:
-        runner, tables = self._model.runner, [self._table() for _ in rows]
+    def _batch(self, rows: Sequence["array[int]"], salts: Sequence[bytes]) -> list[Judgement]:
+        runner, tables = self._model.runner, [self._table(salt) for salt in salts]
         try:
             # the last token runs in any case, for its hidden state
             cached = [table.match(row[:-1]) for table, row in zip(tables, rows, strict=True)]
@@ -112,5 +113,5 @@ class CausalReward:
                 ends[index] = last
         return torch.stack([ends[index] for index in range(len(rows))])
 
-    def _table(self) -> PageTable:
-        return PageTable(self._model.runner.pool, self._model.salt_of(self._variant))
+    def _table(self, salt: bytes) -> PageTable:
+        return PageTable(self._model.runner.pool, b"|".join((self._model.salt_of(self._variant), salt)))

@@ -30,12 +30,12 @@ def test_it_ends_with_a_line_of_json(asked: list[str], tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["benchmark"] == "bench"
-    assert (told["rows"], told["answers"], told["failed"]) == (4, 22, [])
+    assert (told["rows"], told["answers"], told["failed"]) == (4, 34, [])
     assert (told["folder"], told["dtype"], told["reward"]) == (str(tmp_path / "run"), "float32", "brief")
     assert told["machine"]["cores"] > 0
     assert "arm at 3: 6 requests" in done.stderr
     again = bench("--out", tmp_path / "run")
-    assert json.loads(again.stdout.splitlines()[-1])["answers"] == 22
+    assert json.loads(again.stdout.splitlines()[-1])["answers"] == 34
     assert "requests" not in again.stderr, "a complete run asks nothing"
 
 

@@ -83,7 +83,7 @@ def everything(folder: Path) -> Sequence[tuple[str, str, int]]:
     return [(each["setting"], each["prompt"], each["seed"]) for each in kept(folder)]
 
 
-SEEDS = {"base": 4, "few": 3}
+SEEDS = {"base": 6, "few": 3}
 EXPECTED = Counter((name, f"p{number}", seed) for name in SEEDS for number in range(6) for seed in range(SEEDS[name]))
 
 
@@ -103,7 +103,7 @@ def test_a_run_outlives_its_server(options: dict[str, Any], model: Path, port: i
             assert not running.is_alive()
     assert Counter(everything(folder)) == EXPECTED
     assert {each["part"] for each in kept(folder)} == {0, 1}
-    assert [(row.setting, row.answers, row.error) for row in rows] == [("base", 24, None), ("few", 18, None)]
+    assert [(row.setting, row.answers, row.error) for row in rows] == [("base", 36, None), ("few", 18, None)]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_run_that_ends_in_the_middle_goes_on(
         bench.send_signal(end)
         assert bench.wait(PATIENCE) == status
     before = kept(folder)
-    assert 7 <= len(before) < 42
+    assert 7 <= len(before) < 54
     start({}, folder, patience=0, api_key=None)
     assert kept(folder)[: len(before)] == before
     assert Counter(everything(folder)) == EXPECTED

@@ -11,6 +11,7 @@ from trimtab.bench.errors import BenchError
 from trimtab.bench.folder import Folder
 from trimtab.bench.load import Asking, Job, ServerLost, ask, request_seed
 from trimtab.bench.records import Answer
+from trimtab.bench.start import start
 from trimtab.clients.client import TrimtabClient
 
 
@@ -21,8 +22,8 @@ def answers(folder: Path) -> list[Answer]:
 def test_a_run_measures_every_setting_on_the_same_prompts(measure: Any, written: Any, tmp_path: Path) -> None:
     rows = {(row.setting, row.concurrency): row for row in measure(written())}
     assert [(*cell, row.answers) for cell, row in rows.items()] == [
-        ("base", 3, 12), ("base", 1, 2), ("arm", 3, 6), ("arm", 1, 2),
-        ("best n=2", 3, 2), ("best n=2", 1, 2), ("best", 3, 6), ("best", 1, 2),
+        ("base", 3, 24), ("base", 1, 2), ("arm", 3, 6), ("arm", 1, 2),
+        ("best n=2", 3, 6), ("best n=2", 1, 2), ("best", 3, 6), ("best", 1, 2),
     ]  # fmt: skip
     assert all(row.error is None for row in rows.values())
     assert [rows[name, 3].level for name in ("base", "arm", "best")] == ["base", "token", "answer"]
@@ -33,7 +34,8 @@ def test_a_run_measures_every_setting_on_the_same_prompts(measure: Any, written:
         name: {answer.prompt for answer in answers(tmp_path / "run") if answer.setting == name} for name, _ in rows
     }
     assert asked["base"] == asked["arm"] == asked["best"] == {f"p{number}" for number in range(6)}
-    assert asked["best n=2"] == {"p0", "p1"}, "of both categories"
+    few = {answer.prompt for answer in answers(tmp_path / "run") if answer.concurrency == 1}
+    assert few == {"p0", "p1"}, "of both categories"
     best, plain = rows["best", 3], rows["base", 3]
     assert best.reward is not None
     assert plain.reward is not None
@@ -47,8 +49,8 @@ def test_answers_are_those_that_the_server_gives_to_the_same_seed(
     measure(written(concurrency=(2,), repeats=2), seed=7)
     found = answers(tmp_path / "run")
     assert Counter((answer.setting, answer.seed) for answer in found) == {
-        (name, seed): 2 if "=" in name else 6 for name in ("base", "arm", "best", "best n=2") for seed in (0, 1)
-    } | {("base", 2): 6}, "plain sampling answers once more, for wins over answers under another seed"
+        (name, seed): 4 if "=" in name else 6 for name in ("base", "arm", "best", "best n=2") for seed in (0, 1)
+    } | {("base", seed): 6 for seed in (2, 3, 4)}, "what gains and wins are over is known better"
     texts = {(answer.setting, answer.prompt, answer.seed): answer for answer in found}
     assert texts["base", "p1", 0].text != texts["base", "p1", 1].text
     with TrimtabClient(tiny) as client:
@@ -74,6 +76,18 @@ def test_answers_are_those_that_the_server_gives_to_the_same_seed(
                 assert answer.bounded
             assert answer.kl is not None
             assert 0 < (answer.ttft or 0.0) <= answer.e2e
+
+
+def test_no_setting_finds_what_another_one_has_had_scored(written: Any, tmp_path: Path, tiny: str) -> None:
+    best = {"strategy": "best_of_n", "reward": "worth"}
+    two, four = ({"name": f"{n}", "decoding": {**best, "n": n}} for n in (2, 4))
+    spent = []
+    for order in ([two, four], [four, two]):
+        given = written(settings=order, concurrency=(1,), reward="worth", gold="none")
+        rows = start({"url": tiny, **given}, tmp_path / str(len(spent)), patience=0, api_key=None)
+        spent.append({row.setting: row.spent for row in rows})
+    assert spent[0] == spent[1]
+    assert spent[0]["2"]["worth"] < spent[0]["4"]["worth"]
 
 
 def test_vader_judges_answers_to_english_prompts_alone(measure: Any, written: Any, tmp_path: Path) -> None:

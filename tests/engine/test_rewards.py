@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -194,6 +195,17 @@ def test_answers_to_one_prompt_share_its_pages(page_size: int, monkeypatch: pyte
     assert reward.score(ANSWERS[:1]) == pytest.approx(expected[:1], abs=1e-4)
     assert sum(sizes) == 23 - 22 // page_size * page_size
     pool_of(reward).check([])
+
+
+def test_pairs_of_another_salt_find_no_pages_of_each_other() -> None:
+    reward = paged(tiny("llama"), tokenizer_of())
+    first = pair(" ".join(f"w{n}" for n in range(14)), "w20 w21 w22")
+    ours, theirs = (replace(first, salt=salt) for salt in (b"ours", b"theirs"))
+    (alone,) = reward.judge([ours])
+    together = reward.judge([theirs, ours])
+    assert (alone.cached, *(judgement.cached for judgement in together)) == (0, 0, 16)
+    assert together[0].score == pytest.approx(alone.score, abs=1e-4)
+    assert [judgement.cached for judgement in reward.judge([first, theirs])] == [0, 16]
 
 
 def test_a_conversation_that_grew_by_a_turn_costs_the_new_turn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
