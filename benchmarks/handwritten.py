@@ -73,6 +73,7 @@ def main() -> None:
     context = get_context("spawn")
     pipe, theirs = context.Pipe()
     context.Process(target=_script, args=(theirs, args, talk), daemon=True).start()
+    theirs.close()  # so that an end of the script is an end of the pipe
     rows = []
     own = {"engine.dtype": args.dtype, "engine.threads": args.threads, "engine.prefix_cache": "false"}
     with served(MODEL, own) as server, TrimtabClient(server.url, timeout=600) as client:
@@ -164,9 +165,10 @@ def make(
             sizes = base.model.config
             head = ValueHead.load(folder("value") / "value_head.safetensors", sizes.hidden_size, sizes.vocab_size)
             return CdBlockwise(base, head, k=parameters["k"], block=parameters["block"], sample=sample)
-        case _:
+        case "best_of_n":
             reward = Reward.load(resolve(MODEL), dtype, folder("reward"))
             return BestOfN(base, reward, n=parameters["n"], sample=sample)
+    raise ValueError(f"nobody has written {name} by hand")
 
 
 def _say(line: str) -> None:

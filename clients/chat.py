@@ -178,9 +178,13 @@ class Chat:
             raise ClientError("there is no answer yet")
         asked, decoding, answer = self._last
         if not answer.decoding.trace:
-            traced = {**(decoding or {"strategy": "sample"}), "trace": "tokens"}
+            chosen = answer.decoding.raw.get("auto")  # asked again, auto might choose another setting
+            ran = (decoding or {"strategy": "sample"}) if chosen is None else answer.decoding["spec"]
+            traced = {**ran, "trace": "tokens"}
             fields = self._fields(traced)
             fields["seed"] = answer.decoding.seed
+            if chosen is not None:
+                fields["temperature"] = chosen["temperature"]
             again = self._client.chat(self.model, asked, **fields)
             if again.text != answer.text:
                 print(

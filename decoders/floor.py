@@ -88,7 +88,8 @@ class Floor(BaseModel):
             spec = replace(spec, params=params, select=_by_reward(spec.select, params))
             told.append(f"a reward counts in the selection among {params.most()} answers")
         told += [f"{guard.reward} judges what is returned" for guard in self.guard]
-        budget, bounds = self._bounded(spec.budget)
+        budget = spec.budget.within(self.budget)
+        bounds = [f"{name} is {most}" for name, most in budget if most != getattr(spec.budget, name)]
         watch = None
         if self.guard or self.reward is not None:
             watch = Watch(self.guard, 0 if self.reward is None else self.min_candidates)
@@ -225,13 +226,6 @@ class Floor(BaseModel):
                 "n" if choices > 1 else f"decoding.{field}",
             )
         return search
-
-    def _bounded(self, asked: Budget) -> tuple[Budget, list[str]]:
-        """The smaller of both budgets, and what it has lowered."""
-        own, wanted = self.budget.model_dump(exclude_none=True), asked.model_dump(exclude_none=True)
-        lowered = {name: most for name, most in own.items() if most < wanted.get(name, float("inf"))}
-        told = [f"{name} is {most:g}" for name, most in lowered.items()]
-        return asked.model_copy(update=lowered), told
 
     @field_validator("guard", mode="before")
     @classmethod

@@ -21,7 +21,8 @@ def machine() -> dict[str, str | int | bool | None]:
     return {
         "cpu": cpu,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_instructions": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "bf16_instructions": torch.backends.mkldnn.is_available()
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

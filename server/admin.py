@@ -59,7 +59,7 @@ def routes(service: Service) -> APIRouter:
             except ModelLoadError as error:
                 raise InvalidRequest(str(error), param="engine.model") from None
             try:
-                service.add(llm)
+                await run_in_threadpool(service.add, llm)
             except InvalidSettings as error:
                 await run_in_threadpool(llm.close)
                 raise ApiError(409, f"the rules do not fit this model: {error}", code="invalid_settings") from None
@@ -97,7 +97,7 @@ def routes(service: Service) -> APIRouter:
             message = f"the guide {name!r} does not exist; {hint(name, llm.guides)}"
             raise ApiError(404, message, param="name", code="model_not_found")
         async with loading:
-            if users := service.rules.users(name, llm.personal(None)):
+            if users := service.rules.users(name, llm):
                 message = f"the guide {name!r} is needed by {', '.join(users)}: change that and reload first"
                 raise ApiError(409, message, code="in_use")
             try:

@@ -4,14 +4,13 @@ It is no strategy of the registry, since it runs none: a request that names it b
 from there on is as any other, under the same policy.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.decoders.invalid import VIOLATION
-from trimtab.decoders.registry import strategies
 from trimtab.decoders.spec import DecodingSpec, parse_budget
 from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest
@@ -26,11 +25,13 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 SUMMARY = "The setting of a measured profile that fits the budget."
+COST = "of the setting"
 GOALS = ("deadline_ms", "reward_at_least", "max_model_tokens")
 """parts of the budget by which a setting is chosen"""
 
 Permit = Callable[["GenerationRequest", frozenset[str]], "GenerationRequest"]
 """a request, and sampling fields that nobody has set, as the caller's policy lets it run; raises what refuses it"""
+T = TypeVar("T")
 
 
 class Auto(BaseModel):
@@ -38,7 +39,7 @@ class Auto(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    budget: Budget = Field(description="what the setting has to fit; it holds for the answer, too")
+    budget: Budget = Field(description="what the setting has to fit; its limits hold for the answer, too")
     trace: Literal["tokens"] | None = Field(None, description="tokens: report what shaped each token")
 
     @classmethod
@@ -60,41 +61,32 @@ class Auto(BaseModel):
             )
         return cls(budget=budget, trace=DecodingSpec.parse({"trace": decoding.get("trace")}).trace)
 
-    def decodings(self, setting: Measured, reward: str) -> Iterator[dict[str, Any]]:
-        """The setting under this budget, the way to be preferred first.
-
-        A reward to be reached also ends a search that goes by it, where the caller may ask for that.
-        """
-        own = parse_budget(setting.decoding.get("budget", {}))
-        limits = self.budget.model_copy(update={"reward_at_least": None})
-        budget = smaller(own, limits).model_dump(exclude_none=True)
+    def decoding(self, setting: Measured) -> dict[str, Any]:
+        """The setting under the limits of this budget; the reward to be reached is a mean and no limit."""
+        budget = parse_budget(setting.decoding.get("budget", {})).within(self.budget).model_dump(exclude_none=True)
         told = dict(setting.decoding) | ({} if self.trace is None else {"trace": self.trace})
-        least = self.budget.reward_at_least
-        if least is not None and _searches_by(setting.decoding, reward):
-            yield {**told, "budget": {**budget, "reward_at_least": least}}
-        yield {**told, "budget": budget} if budget else told
+        return {**told, "budget": budget} if budget else told
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A request that names the setting that was chosen for it."""
+    """The setting that was chosen for a request."""
 
-    request: "GenerationRequest"
     choice: Choice
     frontier: Frontier
-    assumed: frozenset[str]
-    """sampling fields that are the profile's, since nobody has set them"""
 
-    def told(self) -> dict[str, Any]:
-        """As it stands in `decoding.auto` of the response."""
+    def told(self, temperature: float) -> dict[str, Any]:
+        """As it stands in `decoding.auto` of the response; `temperature` is what it ran at."""
         choice, frontier = self.choice, self.frontier
         return {
             "setting": choice.setting.name,
             "reason": choice.reason,
             "reward": choice.setting.reward.mean,
             "latency_ms": round(choice.estimate.latency_ms, 3),
+            "answers": choice.setting.level(choice.load).answers,
             "concurrency": choice.load,
             "fits": choice.fits,
+            "temperature": temperature,
             "profile": {
                 "reward": frontier.reward,
                 "prompts": frontier.prompts.model_dump(),
@@ -136,12 +128,14 @@ def resolve(
     bounded: bool,
     floor: Budget,
     permit: Permit,
-) -> Resolved:
-    """Choose for a request among the settings that its caller could ask for by hand.
+    prepare: Callable[["GenerationRequest", frozenset[str]], T],
+) -> tuple[Resolved, T]:
+    """Choose for a request among the settings that its caller could ask for by hand, and prepare what was chosen.
 
     `load` counts the requests that run, this one with them; `bounded`: somebody has set how long the answer may be,
-    else more tokens than were measured count as those that were. `floor` is the operator's budget, and `permit`
-    what a policy makes of a request. Raises InvalidRequest, and the policy's refusal where it allows no setting.
+    else more tokens than were measured count as those that were. `floor` is the operator's budget, and `permit` is
+    asked about every setting; where `prepare` refuses the one that was chosen, the next is. Raises InvalidRequest, and
+    the refusal where no setting is left.
     """
     auto = Auto.parse(request.decoding or {})
     sampling = request.sampling
@@ -153,21 +147,34 @@ def resolve(
     longest = frontier.max_tokens
     refused: dict[str, ApiError | InvalidRequest] = {}
     for setting in frontier.settings:
-        for decoding in auto.decodings(setting, frontier.reward):
-            named = replace(request, decoding=decoding)
-            try:
-                most = permit(named, assumed).sampling.max_tokens
-            except (ApiError, InvalidRequest) as error:
-                refused[setting.name] = error
-                continue
+        named = replace(request, decoding=auto.decoding(setting))
+        try:
+            most = permit(named, assumed).sampling.max_tokens
+        except (ApiError, InvalidRequest) as error:
+            refused[setting.name] = error
+        else:
             usable[setting.name] = named
             if most is not None:
                 longest = most if bounded else min(most, frontier.max_tokens)
-            break
     if not usable:
         raise _nothing(refused)
-    choice = frontier.choose(smaller(floor, auto.budget), load=load, max_tokens=longest, among=usable)
-    return Resolved(usable[choice.setting.name], choice, frontier, assumed)
+    budget = auto.budget.within(floor)
+    last: ApiError | InvalidRequest | None = None
+    while usable:
+        try:
+            choice = frontier.choose(budget, load=load, max_tokens=longest, among=usable)
+        except InvalidRequest:
+            if last is None:
+                raise
+            break  # those that reach the reward have been refused, and why says more
+        try:
+            prepared = prepare(usable.pop(choice.setting.name), assumed)
+        except (ApiError, InvalidRequest) as error:
+            last = error
+        else:
+            return Resolved(choice, frontier), prepared
+    assert last is not None
+    raise last
 
 
 def check(decoding: Mapping[str, Any], frontier: Frontier | None) -> None:
@@ -178,21 +185,20 @@ def check(decoding: Mapping[str, Any], frontier: Frontier | None) -> None:
     frontier.choose(budget, load=1, max_tokens=frontier.max_tokens)
 
 
-def check_profile(frontier: Frontier, llms: Mapping[str, "LLM"]) -> None:
-    """Raise InvalidProfile unless the profile was measured on a model that is served, and can run there now."""
-    llm = llms.get(frontier.model)
-    if llm is None:
-        raise InvalidProfile(
-            f"the profile was measured on the model {frontier.model!r} and served is {', '.join(llms)}: measure anew"
-        )
-    dtype = str(llm.models["base"].runner.dtype).removeprefix("torch.")
-    if dtype != frontier.dtype:
+def check_profile(frontier: Frontier, llm: "LLM") -> None:
+    """Raise InvalidProfile unless the settings of the profile can run on this model as they were measured."""
+    if (dtype := number_format(llm)) != frontier.dtype:
         raise InvalidProfile(f"the profile was measured in {frontier.dtype} and the model runs in {dtype}")
     for setting in frontier.settings:
         try:
             llm.check(setting.decoding)
         except InvalidRequest as error:
             raise InvalidProfile(f"setting {setting.name!r} of the profile cannot run here: {error}") from None
+
+
+def number_format(llm: "LLM") -> str:
+    """Of the base's weights, as `bfloat16`."""
+    return str(llm.models["base"].runner.dtype).removeprefix("torch.")
 
 
 def differences(frontier: Frontier, llm: "LLM") -> list[str]:
@@ -206,31 +212,23 @@ def differences(frontier: Frontier, llm: "LLM") -> list[str]:
 
 
 def described(available: bool) -> dict[str, Any]:
-    """As /v1/strategies lists it; `available`: a profile is loaded."""
+    """As /v1/strategies lists it; `available`: a profile is loaded, of a model that is served."""
     return {
         "name": AUTO,
         "kind": AUTO,
         "summary": SUMMARY,
         "paper": None,
-        "cost": "of the setting",
+        "cost": COST,
         "needs": [],
         "temperature": None,
-        "schema": Auto.model_json_schema(),
+        "schema": schema(),
         "available": available,
     }
 
 
-def smaller(first: Budget, second: Budget) -> Budget:
-    """The smaller of each limit of two budgets; a reward to be reached is the second's, if it has one."""
-    own, other = (each.model_dump(exclude_none=True) for each in (first, second))
-    both = {name: min(own[name], other[name]) for name in own.keys() & other.keys() - {"reward_at_least"}}
-    return Budget.model_validate({**own, **other, **both})
-
-
-def _searches_by(decoding: Mapping[str, Any], reward: str) -> bool:
-    """Whether a search ranks its answers by the reward itself."""
-    searches = strategies()[decoding.get("strategy", "sample")].kind == "search"
-    return searches and decoding.get("reward") in (reward, {"guide": reward})
+def schema() -> dict[str, Any]:
+    """JSON Schema of what goes beside `"strategy": "auto"`."""
+    return Auto.model_json_schema()
 
 
 def _nothing(refused: Mapping[str, ApiError | InvalidRequest]) -> ApiError | InvalidRequest:

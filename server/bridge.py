@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -155,6 +156,8 @@ class Bridge:
         self._metrics = metrics
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exchanges: set[Exchange] = set()
+        self._beginning: Counter[str] = Counter()
+        """prompts by model that are not submitted yet"""
         self._ratings: set[asyncio.Future[Any]] = set()
 
     @property
@@ -163,8 +166,18 @@ class Bridge:
         return len(self._exchanges) + len(self._ratings)
 
     def running(self, llm: "LLM") -> int:
-        """Prompts of generating requests to a model that have not ended, waiting ones included."""
-        return sum(len(each.running) for each in self._exchanges if each.llm is llm)
+        """Prompts of generating requests to a model that have not ended, waiting and beginning ones included."""
+        submitted = sum(len(each.running) for each in self._exchanges if each.llm is llm)
+        return submitted + self._beginning[llm.model_name]
+
+    @contextmanager
+    def beginning(self, llm: "LLM", prompts: int) -> Iterator[None]:
+        """Count prompts as running while the block prepares and submits them."""
+        self._beginning[llm.model_name] += prompts
+        try:
+            yield
+        finally:
+            self._beginning[llm.model_name] -= prompts
 
     def attach(self) -> None:
         """Deliver to the running event loop from now on."""

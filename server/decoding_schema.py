@@ -4,7 +4,7 @@ from typing import Any
 
 from trimtab.decoders.spec import MAX_PARTS
 from trimtab.server.auto import AUTO
-from trimtab.server.auto import described as described_auto
+from trimtab.server.auto import schema as auto_schema
 from trimtab.server.strategies import budget_schema, described, described_rules, preference_schema
 
 Schema = dict[str, Any]
@@ -43,7 +43,7 @@ def decoding_schemas() -> dict[str, Schema]:
         if each["kind"] in parts:
             found[f"{name}Part"] = _tagged(parameters, "method", each["name"], required=True)
             parts[each["kind"]].append(f"{name}Part")
-    chooses = _adopted(described_auto(available=False)["schema"], found)
+    chooses = _adopted(auto_schema(), found)
     found["AutoDecoding"] = _tagged(chooses, "strategy", AUTO, required=True)
     strategies.append("AutoDecoding")
     found["Decoding"] = {

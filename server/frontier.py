@@ -10,12 +10,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest, TrimtabError
+from trimtab.engine.sampling import MAX_COUNT
 
 FORMAT = 1
 """of the file; another one is refused"""
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class InvalidProfile(TrimtabError):
@@ -37,7 +39,9 @@ class Mean(_Part):
 class Latency(_Part):
     """Milliseconds from sending to the end, with so many requests at a time."""
 
-    concurrency: int = Field(ge=1)
+    concurrency: Count
+    answers: Count
+    """that were timed"""
     p50_ms: Positive
     p95_ms: Positive
 
@@ -46,7 +50,7 @@ class Prompts(_Part):
     """What was asked."""
 
     name: str
-    count: int = Field(ge=1)
+    count: Count
 
 
 def _in_order(latency: tuple[Latency, ...]) -> tuple[Latency, ...]:
@@ -57,30 +61,28 @@ def _in_order(latency: tuple[Latency, ...]) -> tuple[Latency, ...]:
 
 
 class Measured(_Part):
-    """One setting; what it delivered and spent are tokens of one answer."""
+    """One setting of the run."""
 
     name: str = Field(min_length=1)
     decoding: dict[str, Any]
     """as in a request; empty: plain sampling"""
     reward: Mean
     gold: Finite | None = None
-    delivered: float = Field(ge=0.0)
-    truncated: float = Field(ge=0.0, le=1.0)
-    """share of answers that ended at the token limit"""
-    spent: float = Field(ge=0.0)
-    """processed by all models together"""
+    spent: float = Field(ge=0.0, allow_inf_nan=False)
+    """tokens that all models together process for one answer"""
     latency: Annotated[tuple[Latency, ...], Field(min_length=1), AfterValidator(_in_order)]
+
+    def level(self, load: int) -> Latency:
+        """The smallest measured concurrency that is as much as `load`; the largest where none is."""
+        return next((each for each in self.latency if each.concurrency >= load), self.latency[-1])
 
     def latency_ms(self, load: int) -> float:
         """What 95 % of its answers take at most with `load` requests at a time, at the measured length.
 
-        That of the smallest measured concurrency that is as much; beyond the largest it grows in proportion.
+        It is that of `level`, and beyond the largest grows in proportion.
         """
-        enough = next((each for each in self.latency if each.concurrency >= load), None)
-        if enough is not None:
-            return enough.p95_ms
-        most = self.latency[-1]
-        return most.p95_ms * load / most.concurrency
+        level = self.level(load)
+        return level.p95_ms * max(1.0, load / level.concurrency)
 
 
 def _distinct(settings: tuple[Measured, ...]) -> tuple[Measured, ...]:
@@ -138,8 +140,8 @@ class Frontier(_Part):
     commit: str | None
     reward: str
     gold: str | None
-    max_tokens: int = Field(ge=1)
-    temperature: float = Field(ge=0.0)
+    max_tokens: Count
+    temperature: float = Field(ge=0.0, le=2.0, allow_inf_nan=False)
     prompts: Prompts
     settings: Annotated[tuple[Measured, ...], Field(min_length=1), AfterValidator(_distinct)]
 
@@ -150,6 +152,8 @@ class Frontier(_Part):
             values = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidProfile(f"cannot read the profile {path}: {error.strerror or error}") from None
+        except RecursionError:
+            raise InvalidProfile(f"the profile {path} is nested too deeply") from None
         except ValueError as error:
             raise InvalidProfile(f"the profile {path} is not JSON: {error}") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -170,8 +174,8 @@ class Frontier(_Part):
 
         `load` counts the requests that run at the same time, this one with them; `max_tokens` bounds its answer: times
         and tokens are taken to grow with it. With a reward to be reached it is the fastest setting whose mean does,
-        else that of the highest mean, in time and within the tokens; no other is both faster and better. Raises
-        InvalidRequest for a reward that no setting reaches at any speed.
+        else that of the highest mean, in time and within the tokens; no other of these is both faster and better.
+        Raises InvalidRequest for a reward that no setting reaches at any speed.
         """
         scale = max_tokens / self.max_tokens
         every = [
@@ -184,7 +188,7 @@ class Frontier(_Part):
         affordable = cheap or [min(every, key=lambda each: (each.tokens, *_speed(each)))]
         enough = [each for each in affordable if least is None or each.reward >= least]
         if not enough:
-            raise self._unreachable(affordable, budget)
+            raise self._unreachable(affordable, budget, cheap=bool(cheap))
         quick, fitting = ([e for e in each if _in_time(e, deadline)] for each in (affordable, enough))
         by_speed = not quick or (fitting and least is not None)
         chosen = min(fitting or quick or affordable, key=_speed if by_speed else _worth)
@@ -199,21 +203,27 @@ class Frontier(_Part):
             )
         else:
             superlative = f"has the highest {self.reward}" if least is None else "is the fastest"
-            bounds = ((self.reward, least), ("ms", deadline), ("tokens", most))
-            met = " and ".join(f"{bound:g} {name}" for name, bound in bounds if bound is not None)
+            bounds = [] if least is None else [f"{least:g} {self.reward}"]
+            bounds += [f"{bound} {name}" for name, bound in (("ms", deadline), ("tokens", most)) if bound is not None]
+            met = " and ".join(bounds)
             why = f"{chosen.name} {superlative} of {len(fitting)} of {len(every)} settings that meet {met}"
         why += (
             f"; mean {self.reward} {chosen.reward:.3g}, {chosen.tokens:.0f} tokens of all models, and 95 % of answers "
-            f"take {chosen.latency_ms:.0f} ms or less, at {load} at a time and up to {max_tokens} tokens"
+            f"take {chosen.latency_ms:.0f} ms or less, at {load} at a time and up to {max_tokens} tokens, by "
+            f"{chosen.setting.level(load).answers} answers that were timed"
         )
         return Choice(chosen, why, load, fits=bool(cheap and fitting))
 
-    def _unreachable(self, settings: Sequence[Estimate], budget: Budget) -> InvalidRequest:
-        best = min(settings, key=_worth)
-        within = "" if budget.max_model_tokens is None else f" within {budget.max_model_tokens} tokens"
+    def _unreachable(self, settings: Sequence[Estimate], budget: Budget, *, cheap: bool) -> InvalidRequest:
+        """What to say of a reward that none of the settings reaches; unless `cheap`, the one left spends too much."""
+        best, most = min(settings, key=_worth), budget.max_model_tokens
+        within = "" if most is None else f" within {most} tokens"
+        found = f"the best is {best.name} with {best.reward:.3g}"
+        if not cheap:
+            found = f"none spends so little, and {best.name}, with {best.reward:.3g}, the least: {best.tokens:.0f}"
         return InvalidRequest(
-            f"no setting of auto reaches a mean {self.reward} of {budget.reward_at_least:g}{within}: the best is "
-            f"{best.name} with {best.reward:.3g}; ask for less",
+            f"no setting of auto reaches a mean {self.reward} of {budget.reward_at_least:g}{within}: {found}; ask for "
+            + ("less" if cheap else "less, or allow more tokens"),
             param="decoding.budget.reward_at_least",
         )
 

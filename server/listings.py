@@ -7,6 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from trimtab.engine.machine import machine, memory
 from trimtab.engine.sources import short_name
+from trimtab.server.auto import number_format
 from trimtab.server.callers import GuardedRoute
 from trimtab.server.guides import describe
 from trimtab.server.openapi import refusals
@@ -58,7 +59,7 @@ def routes(service: Service) -> APIRouter:
             ServedModel(
                 id=name,
                 source=short_name(llm.settings.model),
-                dtype=str(llm.models["base"].runner.dtype).removeprefix("torch."),
+                dtype=number_format(llm),
                 device=str(llm.models["base"].runner.device),
                 max_model_len=llm.context_length,
             )
@@ -69,9 +70,10 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/strategies", response_model=StrategyList)
     async def list_strategies() -> dict[str, Any]:
         """Every decoding strategy and rule of selection with its JSON Schema, budgets, and the rewards to name."""
+        frontier = service.rules.frontier
         return {
             "object": "list",
-            "data": listed(available=service.rules.frontier is not None),
+            "data": listed(available=frontier is not None and frontier.model in service.llms),
             "rules": described_rules(),
             "budget": budget_schema(),
             "rewards": sorted({reward for llm in service.llms.values() for reward in llm.rewards}),

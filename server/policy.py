@@ -135,6 +135,18 @@ class Policy(BaseModel):
         if limits.max_tokens is not None and max_tokens is not None and max_tokens > limits.max_tokens:
             raise violation(f"{field} may be {limits.max_tokens} at most, not {max_tokens}", field)
 
+    def check_rows(self, rows: int) -> None:
+        """Raise a 403 for more sequences at a time than the callers can ever have."""
+        most = self.limits.rows
+        if most is not None and rows > most:
+            raise ApiError(
+                403,
+                f"the request decodes {rows} sequences at a time and this key may have {most}: ask for fewer, or set "
+                "decoding.budget.max_rows",
+                param="decoding.budget.max_rows",
+                code=VIOLATION,
+            )
+
     def review(
         self,
         request: "GenerationRequest",
@@ -153,7 +165,8 @@ class Policy(BaseModel):
         spec = DecodingSpec.parse(request.decoding, personal)
         self._check_fields(request, given, spec)
         if "decoding" in given:
-            own = None if preset is None else DecodingSpec.parse(preset.decoding, personal)
+            fixed = None if preset is None or is_auto(preset.decoding) else preset.decoding
+            own = None if fixed is None else DecodingSpec.parse(fixed, personal)
             self._check_decoding(spec, own)
         applied: tuple[str, ...] = ()
         trusted = preset is not None and "decoding" not in given

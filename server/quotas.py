@@ -104,14 +104,8 @@ class Quotas:
         """Note the rows of a request that has begun; raises a 429 or a 403."""
         use, policy = self._uses[lease.caller.name], lease.caller.policy
         most = None if policy is None else policy.limits.rows
-        if most is not None and rows > most:
-            raise ApiError(
-                403,
-                f"the request decodes {rows} sequences at a time and this key may have {most}: ask for fewer, or set "
-                "decoding.budget.max_rows",
-                param="decoding.budget.max_rows",
-                code="policy_violation",
-            )
+        if policy is not None:
+            policy.check_rows(rows)
         if most is not None and use.rows + rows > most:
             raise _limited(f"the requests of this key may decode {most} sequences at a time", 1.0)
         use.rows += rows

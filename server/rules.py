@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from trimtab.decoders.named import named
-from trimtab.decoders.preference import Personal
 from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.errors import InvalidRequest
 from trimtab.server.auto import check, check_profile, differences, is_auto
@@ -40,14 +39,24 @@ class Rules:
     _admin: bytes | None
 
     @classmethod
-    def of(cls, settings: Settings, llms: Mapping[str, "LLM"], frontier: Frontier | None = None) -> Self:
+    def of(
+        cls,
+        settings: Settings,
+        llms: Mapping[str, "LLM"],
+        *,
+        frontier: Frontier | None = None,
+        running: bool = False,
+    ) -> Self:
         """Check the configuration against the models served; raises InvalidSettings that names the setting.
 
-        `frontier` is the profile of `settings.auto` if it was read before.
+        `frontier` is the profile of `settings.auto` if it was read before. Where the server is `running` already, its
+        model may have been taken out of service, which is a warning.
         """
         frontier = frontier or profile(settings.auto, llms)
-        for problem in problems(settings, llms, frontier):
+        for problem in problems(settings, llms, frontier, running=running):
             raise InvalidSettings(problem)
+        if frontier is not None and frontier.model not in llms:
+            log.warning("nobody can ask for auto: %s", _unserved(frontier, llms))
         policies = settings.policies
 
         def caller(name: str, policy: str | None) -> Caller:
@@ -75,14 +84,12 @@ class Rules:
             raise unauthorized(authorization)
         return self.callers[name]
 
-    def users(self, guide: str, personal: Personal) -> list[str]:
-        """The presets, settings of `auto` and policies that name a guide.
-
-        `personal` is what preferences of presets may refer to.
-        """
+    def users(self, guide: str, llm: "LLM") -> list[str]:
+        """The presets, settings of `auto` and policies that name a guide of a model."""
+        personal = llm.personal(None)  # what preferences of presets may refer to
         floors = {name: policy.floor for name, policy in self.policies.items()}
         decodings = {f"preset {name}": each.decoding for name, each in self.presets.items()}
-        if self.frontier is not None:
+        if self.frontier is not None and self.frontier.model == llm.model_name:
             decodings |= {f"setting {each.name} of auto": each.decoding for each in self.frontier.settings}
         named_by = [
             user
@@ -98,13 +105,18 @@ class Rules:
             raise unauthorized(authorization)
 
 
-def problems(settings: Settings, llms: Mapping[str, "LLM"], frontier: Frontier | None) -> Iterator[str]:
-    """What is wrong with presets, policies and keys, a line each."""
+def problems(
+    settings: Settings, llms: Mapping[str, "LLM"], frontier: Frontier | None, *, running: bool = False
+) -> Iterator[str]:
+    """What is wrong with presets, policies, keys and the profile, a line each; `running` as for Rules."""
     yield from _references(settings)
     yield from _keys(settings)
     if frontier is not None:
         try:
-            check_profile(frontier, llms)
+            if frontier.model in llms:
+                check_profile(frontier, llms[frontier.model])
+            elif not running:
+                yield f"setting auto: {_unserved(frontier, llms)}: measure anew"
         except InvalidProfile as error:
             yield f"setting auto: {error}"
     for model in llms.values():
@@ -135,6 +147,10 @@ def profile(path: Path | None, llms: Mapping[str, "LLM"]) -> Frontier | None:
     if llm is not None and (different := differences(frontier, llm)):
         log.warning("auto: latencies may not be those of its profile, which was measured on %s", "; ".join(different))
     return frontier
+
+
+def _unserved(frontier: Frontier, llms: Mapping[str, "LLM"]) -> str:
+    return f"the profile was measured on the model {frontier.model!r} and served is {', '.join(llms) or 'none'}"
 
 
 def _references(settings: Settings) -> Iterator[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from trimtab.decoders.spec import DecodingSpec
 from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest, TrimtabError
 from trimtab.server.auto import Resolved, is_auto, resolve, serving
@@ -31,7 +30,7 @@ from trimtab.server.version import installed_version
 if TYPE_CHECKING:
     from trimtab.decoders.library import Library
     from trimtab.llm import LLM
-    from trimtab.requests import GenerationRequest
+    from trimtab.requests import GenerationRequest, PreparedRequest
 
 log = logging.getLogger("trimtab.server")
 
@@ -58,6 +57,22 @@ class Call:
     @property
     def llm(self) -> "LLM":
         return self.target.llm
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The prompts of a request that can be submitted."""
+
+    prepared: Sequence["PreparedRequest"]
+    applied: tuple[str, ...]
+    """what the caller's policy did"""
+    resolved: Resolved | None = None
+    """what `auto` chose"""
+
+    @property
+    def rows(self) -> int:
+        """Sequences that they decode at the same time at most."""
+        return sum(each.rows for each in self.prepared)
 
 
 class Service:
@@ -119,7 +134,7 @@ class Service:
     def add(self, llm: "LLM") -> None:
         """Serve another model; raises InvalidSettings, and does not, if presets and policies do not fit it."""
         llms = {**self.llms, llm.model_name: llm}
-        self.rules = Rules.of(self._configured, llms, self.rules.frontier)
+        self.rules = Rules.of(self._configured, llms, running=True, frontier=self.rules.frontier)
         self.llms = llms
 
     def remove(self, model: str) -> "LLM":
@@ -138,7 +153,7 @@ class Service:
         """
         try:
             new = self._configured if self._source is None else self._source()
-            rules = Rules.of(new, self.llms)
+            rules = Rules.of(new, self.llms, running=True)
         except TrimtabError:
             self.metrics.reloaded(ok=False)
             raise
@@ -219,76 +234,80 @@ class Service:
 
         Raises InvalidRequest, Overloaded, and ApiError for what the caller may not have.
         """
-        preset, policy = call.target.preset, call.caller.policy
-        applied: tuple[str, ...] = ()
+        preset = call.target.preset
         if preset is not None:
             requests = [preset.apply(each, call.given, self._most_tokens(call)) for each in requests]
-        personal = call.llm.personal(call.caller.name)
-        resolved: Resolved | None = None
-        if is_auto(requests[0].decoding):
-            if "decoding" in call.given:  # what the client said chooses, so that the preset answers for nothing of it
-                preset = None
-            load = self.bridge.running(call.llm) + len(requests)
-            resolved = await run_in_threadpool(self._resolve, call, requests[0], load, preset)
-            chosen = resolved.request
-            requests = [replace(each, decoding=chosen.decoding, sampling=chosen.sampling) for each in requests]
-        decoding = requests[0].decoding
-        if decoding is not None and names_profile(decoding):
-            decoding = await run_in_threadpool(with_profile, decoding, personal)
-        requests = [replace(each, tenant=call.caller.name, decoding=decoding) for each in requests]
-        if policy is not None:
-            assumed = frozenset[str]() if resolved is None else resolved.assumed
-            reviewed = [policy.review(each, call.given, assumed, personal=personal, preset=preset) for each in requests]
-            requests, applied = [each for each, _ in reviewed], reviewed[0][1]
         lease = self.quotas.enter(call.caller, len(requests))
-        try:
-            prepared = await run_in_threadpool(lambda: [call.llm.prepare(each) for each in requests])
-            lease.occupy(sum(each.rows for each in prepared))
-        except BaseException:
-            lease.abandon()
-            raise
-        exchange = self.bridge.submit(call.llm, prepared, requests[0].n, lease, self._acting(call, applied, resolved))
-        if resolved is not None:
-            self.metrics.chose(call.llm.model_name, resolved.choice.setting.name)
+        with self.bridge.beginning(call.llm, len(requests)):
+            try:
+                ready = await run_in_threadpool(self._ready, call, requests, self.bridge.running(call.llm))
+                lease.occupy(ready.rows)
+            except BaseException:
+                lease.abandon()
+                raise
+            exchange = self.bridge.submit(call.llm, ready.prepared, requests[0].n, lease, self._acting(call, ready))
+        if ready.resolved is not None:
+            self.metrics.chose(call.llm.model_name, ready.resolved.choice.setting.name)
         return exchange
 
-    def _resolve(self, call: Call, request: "GenerationRequest", load: int, preset: Preset | None) -> Resolved:
-        """Choose a setting for a request that leaves the choice to `auto`; raises what `resolve` does."""
+    def _ready(self, call: Call, requests: Sequence["GenerationRequest"], load: int) -> Ready:
+        """Prepare a request; where it leaves the choice to `auto`, by the setting of the profile that fits best."""
+        if not is_auto(requests[0].decoding):
+            return self._prepare(call, requests, frozenset())
         frontier = serving(self.rules.frontier, call.llm.model_name)
-        policy, personal = call.caller.policy, call.llm.personal(call.caller.name)
+        policy, preset, personal = call.caller.policy, call.target.preset, call.llm.personal(call.caller.name)
 
         def permit(request: "GenerationRequest", assumed: frozenset[str]) -> "GenerationRequest":
-            spec = DecodingSpec.parse(request.decoding, personal)
-            spec.check(choices=request.n, rewards=call.llm.loaded.judges)
             if policy is None:
                 return request
             return policy.review(request, call.given, assumed, personal=personal, preset=preset)[0]
 
+        def prepare(chosen: "GenerationRequest", assumed: frozenset[str]) -> Ready:
+            named = [replace(each, decoding=chosen.decoding, sampling=chosen.sampling) for each in requests]
+            ready = self._prepare(call, named, assumed)
+            if policy is not None:
+                policy.check_rows(ready.rows)
+            return ready
+
         sized = {"max_tokens", "max_completion_tokens"} & call.given
-        own = call.target.preset
-        return resolve(
-            request,
+        resolved, ready = resolve(
+            requests[0],
             frontier,
             load=load,
-            bounded=bool(sized) or (own is not None and "max_tokens" in own.sampling),
+            bounded=bool(sized) or (preset is not None and "max_tokens" in preset.sampling),
             floor=Budget() if policy is None or policy.floor is None else policy.floor.budget,
             permit=permit,
+            prepare=prepare,
         )
+        return replace(ready, resolved=resolved)
+
+    def _prepare(self, call: Call, requests: Sequence["GenerationRequest"], assumed: frozenset[str]) -> Ready:
+        """Review and prepare every prompt; `assumed` are sampling fields that nobody has set."""
+        decoding, policy, personal = requests[0].decoding, call.caller.policy, call.llm.personal(call.caller.name)
+        if decoding is not None and names_profile(decoding):
+            decoding = with_profile(decoding, personal)
+        requests = [replace(each, tenant=call.caller.name, decoding=decoding) for each in requests]
+        applied: tuple[str, ...] = ()
+        if policy is not None:
+            preset = call.target.preset
+            reviewed = [policy.review(each, call.given, assumed, personal=personal, preset=preset) for each in requests]
+            requests, applied = [each for each, _ in reviewed], reviewed[0][1]
+        return Ready([call.llm.prepare(each) for each in requests], applied)
 
     def _most_tokens(self, call: Call) -> int | None:
         """What bounds the choices of a caller's requests."""
         policy = call.caller.policy
         return _smaller(self.settings.limits.max_tokens, None if policy is None else policy.limits.max_tokens)
 
-    def _acting(self, call: Call, applied: tuple[str, ...], resolved: Resolved | None) -> dict[str, Any]:
+    def _acting(self, call: Call, ready: Ready) -> dict[str, Any]:
         """What the response tells of the preset, of the policy and of the choice of `auto`."""
         told: dict[str, Any] = {}
         if call.target.preset_name is not None:
             told["preset"] = call.target.preset_name
         if call.caller.policy_name is not None:
-            told["policy"] = {"name": call.caller.policy_name, "applied": list(applied)}
-        if resolved is not None:
-            told["auto"] = resolved.told()
+            told["policy"] = {"name": call.caller.policy_name, "applied": list(ready.applied)}
+        if ready.resolved is not None:
+            told["auto"] = ready.resolved.told(ready.prepared[0].request.sampling.temperature)
         return told
 
     def head(self, prefix: str, kind: str, model: str) -> dict[str, Any]:

@@ -43,9 +43,8 @@ def preference_schema() -> dict[str, Any]:
 
 def markdown() -> str:
     """The table of the docs."""
-    told = auto.described(available=False)
-    fields = ", ".join(f"`{name}`" for name in told["schema"]["properties"])
-    row = (f"`{told['name']}`", told["kind"], told["summary"], told["cost"], "", fields, "")
+    fields = ", ".join(f"`{name}`" for name in auto.Auto.model_fields)
+    row = (f"`{auto.AUTO}`", auto.AUTO, auto.SUMMARY, auto.COST, "", fields, "")
     return f"{markdown_table()}| {' | '.join(row)} |\n"
 
 
@@ -60,10 +59,7 @@ def print_tables() -> None:
     for each in strategies().values():
         parameters = ", ".join(each.params.model_fields)
         table.add_row(each.name, each.kind, each.summary, parameters, each.cost, each.paper or "")
-    told = auto.described(available=False)
-    table.add_row(
-        told["name"], told["kind"], told["summary"], ", ".join(told["schema"]["properties"]), told["cost"], ""
-    )
+    table.add_row(auto.AUTO, auto.AUTO, auto.SUMMARY, ", ".join(auto.Auto.model_fields), auto.COST, "")
     selection = Table("select", "what it returns", "parameters")
     for rule in _rules(AnyRule):
         selection.add_row(_name(rule), _summary(rule), ", ".join(name for name in rule.model_fields if name != "rule"))

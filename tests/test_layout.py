@@ -146,6 +146,12 @@ def test_imports_point_down() -> None:
     assert not upward
 
 
+def test_the_benchmark_knows_the_server_by_its_profile_alone() -> None:
+    """All else it learns through HTTP, as any client."""
+    names = {name for tree in CODE["bench"].values() for name in imported(tree) if name.startswith("trimtab.server")}
+    assert {name.removeprefix("trimtab.server.").partition(".")[0] for name in names} == {"frontier"}
+
+
 def test_web_framework_and_async_stay_in_server() -> None:
     """But for asyncio itself in clients, one of which is for asynchronous programs."""
     outside = {"server": set(), "clients": SERVER_ONLY - {"asyncio"}}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.bench.errors import BenchError
-from trimtab.bench.gold import NONE, VADER
+from trimtab.bench.gold import NONE, VADER, Gold
 from trimtab.bench.plan import Options, different
-from trimtab.bench.prompts import PromptSet
+from trimtab.bench.prompts import Prompt, PromptSet
 from trimtab.bench.records import Conditions, Level, Setting
 from trimtab.bench.settings import level, words
+from trimtab.clients.calls import Asked
 from trimtab.clients.client import ClientError, TrimtabClient
 
 OWN_SERVER = "a server of its own"
@@ -20,6 +21,7 @@ OWN_SERVER = "a server of its own"
 _MISSING = re.compile(r"^no (?:reward )?guide is named '([^']*)'|^'([^']*)' is no preference guide")
 """how the server says that it has no such guide"""
 _HELLO = ({"role": "user", "content": "Hello!"},)
+_ANSWER = "Yes."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,8 @@ def changed(agreed: Conditions, server: Server) -> list[str]:
 
 
 def levels(settings: Sequence[Setting], server: Server) -> dict[str, Level]:
-    """What strategies work on, and settings, whose parts beside their strategy count too."""
-    alone = {
-        each.strategy: level(Setting(name=each.strategy, decoding={"strategy": each.strategy}), server.kinds)
-        for each in settings
-    }
-    return alone | {each.name: level(each, server.kinds) for each in settings}
+    """What settings work on."""
+    return {each.name: level(each, server.kinds) for each in settings}
 
 
 def check_measures(options: Options, settings: Sequence[Setting], server: Server) -> None:
@@ -119,6 +117,28 @@ def check_measures(options: Options, settings: Sequence[Setting], server: Server
             )
 
 
+def check_prompts(
+    client: TrimtabClient, prompts: Sequence[Prompt], options: Options, server: Server, gold: Gold | None
+) -> None:
+    """Raise BenchError for prompts that are too long, or whose answers the reward or gold cannot score."""
+    wrong = []
+    for prompt in prompts:
+        pair: Asked = (prompt.conversation, _ANSWER)
+        try:
+            told = client.tokenize(prompt.conversation, model=server.model)
+            if (room := told.max_model_len - options.max_tokens) < len(told.ids):
+                wrong.append(f"  {prompt.id}: {len(told.ids)} tokens, and beside the answer there is room for {room}")
+            client.score(options.reward, [pair])
+            if gold is not None and gold.reads(prompt.language):
+                gold.scores([pair])
+        except ClientError as error:
+            if error.status is None:
+                raise BenchError(str(error)) from None
+            wrong.append(f"  {prompt.id}: {error}")
+    if wrong:
+        raise BenchError("\n".join(["these prompts cannot be asked or scored; leave them out:", *wrong]))
+
+
 def try_settings(
     client: TrimtabClient, settings: Sequence[Setting], options: Options, server: Server, warn: Callable[[str], None]
 ) -> None:
@@ -128,7 +148,9 @@ def try_settings(
     gold.
     """
     asked = {each.name: each.decoding or None for each in settings}
-    compared = client.compare(server.model, _HELLO, asked, max_tokens=1, seed=options.seed)
+    compared = client.compare(
+        server.model, _HELLO, asked, max_tokens=1, seed=options.seed, temperature=options.temperature
+    )
     missing: dict[str, list[str]] = {}
     for setting, row in zip(settings, compared, strict=True):
         if row.error is not None:
@@ -137,7 +159,7 @@ def try_settings(
             found = _MISSING.match(str(row.error))
             if found:
                 missing.setdefault(found[1] or found[2], []).append(setting.name)
-            else:
+            elif row.error.status not in (429, 503):  # it was busy
                 warn(f"{setting.name} will be left out, and its rows say why: {row.error}")
     if missing:
         wanted = "\n".join(f"  {guide!r}, for {', '.join(names)}" for guide, names in sorted(missing.items()))
@@ -166,4 +188,7 @@ def _commit() -> str | None:
     except FileNotFoundError:
         return None
     top, _, commit = told.stdout.strip().partition("\n")
-    return commit if told.returncode == 0 and (Path(top) / "src" / "trimtab").is_dir() else None
+    if told.returncode != 0 or not (Path(top) / "src" / "trimtab").is_dir():
+        return None
+    changed = subprocess.run(["git", "diff-index", "--quiet", "HEAD"], cwd=top, capture_output=True)
+    return commit if changed.returncode == 0 else f"{commit}, changed"

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -75,6 +76,8 @@ def bench(
         "timed": timed,
     }
     given = {name: value for name, value in asked.items() if value is not None}
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)  # as Ctrl-C does: a server of the run's own ends with it
     began = time.monotonic()
     try:
         told = _run(given, out, report, profile, patience, api_key)

@@ -4,7 +4,7 @@
     drawn.jsonl    the answers that settings with a curve chose from
     answers.jsonl  answers as they came, without scores
     scores.jsonl   their scores, written when the cell that they belong to was measured
-    memory.jsonl   the server's largest resident memory, cell by cell
+    memory.jsonl   the server's largest memory, cell by cell
     rows.jsonl     what came out; a folder that has it is complete
 
 A kill can only leave half a line at the end of a file behind, which is dropped.
@@ -58,7 +58,7 @@ class Memory(Record):
 
     setting: str
     concurrency: int
-    resident: float
+    held: float
     """MiB"""
 
 
@@ -71,8 +71,11 @@ def key_of(answer: Answer) -> Key:
 def opened(path: Path, say: Callable[[str], None]) -> Iterator["Folder"]:
     """The folder, made if need be, and held against another run; `say` tells of half lines. Raises BenchError."""
     made = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise BenchError(f"--out {path} cannot be a run's folder ({error.strerror}): choose another one") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
@@ -98,8 +101,10 @@ class Folder:
         self._files: dict[str, TextIO] = {}
         self.drawn = {each.key: each.drawn for each in self._lines("drawn.jsonl", Pool)}
         self.scores = {each.key: each for each in self._lines("scores.jsonl", Scores)}
-        self.answers = {key_of(each): each for each in self._lines("answers.jsonl", Answer)}
-        """as they came"""
+        came = {key_of(each): each for each in self._lines("answers.jsonl", Answer)}
+        complete = (path / "rows.jsonl").exists()
+        self.answers = {key: each for key, each in came.items() if complete or each.error is None}
+        """as they came; a run that goes on asks anew what failed before"""
 
     @property
     def plan(self) -> Plan | None:
@@ -128,7 +133,7 @@ class Folder:
         peaks: dict[tuple[str, int], float] = {}
         for each in self._lines("memory.jsonl", Memory):
             cell = each.setting, each.concurrency
-            peaks[cell] = max(peaks.get(cell, 0.0), each.resident)
+            peaks[cell] = max(peaks.get(cell, 0.0), each.held)
         return peaks
 
     def scored(self) -> list[Answer]:
@@ -160,9 +165,9 @@ class Folder:
         self.scores[scores.key] = scores
         self._append("scores.jsonl", scores)
 
-    def remember(self, setting: str, concurrency: int, resident: float) -> None:
+    def remember(self, setting: str, concurrency: int, held: float) -> None:
         """Keep the memory that the server had taken by the end of a cell, or of a part of it."""
-        self._append("memory.jsonl", Memory(setting=setting, concurrency=concurrency, resident=resident))
+        self._append("memory.jsonl", Memory(setting=setting, concurrency=concurrency, held=held))
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Write the rows; the run is complete."""

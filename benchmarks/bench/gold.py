@@ -32,7 +32,7 @@ class Gold:
 def gold_of(name: str, client: TrimtabClient) -> Gold | None:
     """Return the measure of this name: `vader`, a guide of the server that scores answers, or None for `none`.
 
-    Raises BenchError for a package or a guide that is not there, ClientError when the server cannot be asked.
+    Raises BenchError for a package or a guide that is not there.
     """
     if name == NONE:
         return None

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from trimtab.bench.checks import changed, examine
+from trimtab.bench.checks import Server, changed, examine
 from trimtab.bench.errors import BenchError, ServerGone
 from trimtab.bench.progress import say
 from trimtab.bench.records import Conditions
@@ -21,8 +21,11 @@ PAUSE = 0.5
 
 
 def lost(error: ClientError) -> bool:
-    """Whether an error says that the connection broke or the server is shutting down, and nothing of the request."""
-    return error.code == "draining" or (error.status is None and error.code is None)
+    """Whether an error says that the server is away, and nothing of the request.
+
+    The connection broke, it is shutting down, or a proxy before it found nobody.
+    """
+    return error.code == "draining" or (error.code is None and error.status in (None, 502, 503, 504))
 
 
 class Link:
@@ -42,10 +45,11 @@ class Link:
         for client in (self.client, self.load, self._probe):
             client.close()
 
-    def resident(self) -> float:
-        """Resident memory of the server, MiB; 0 if it does not tell."""
+    def memory(self) -> float:
+        """What the server holds now, MiB: on a GPU, or else of the machine's; 0 if it does not tell."""
         try:
-            return self._probe.machine()["memory_mib"]["resident"] or 0.0
+            told = self._probe.machine()["memory_mib"]
+            return told["gpu"] or told["resident"] or 0.0
         except ClientError:
             return 0.0  # the requests of the run meet the same trouble, and are told of it
 
@@ -56,13 +60,13 @@ class Link:
         """
         say(f"the server is gone; waiting up to {self._patience:g} s for it")
         until = time.monotonic() + self._patience
-        while not self._ready():
+        while (server := self._server()) is None:
             if (words := self._ended()) is not None:
                 raise ServerGone(f"the server has ended:\n{words}")
             if time.monotonic() > until:
                 raise ServerGone(f"the server did not come back within {self._patience:g} s")
             time.sleep(PAUSE)
-        if told := changed(agreed, examine(self.client)):
+        if told := changed(agreed, server):
             raise BenchError(
                 "the server that came back is another one; start the one before, or choose another --out\n"
                 + "\n".join(told)
@@ -80,8 +84,9 @@ class Link:
                 self.wait(agreed)
         raise ServerGone(f"the server went away {TRIES} times")
 
-    def _ready(self) -> bool:
+    def _server(self) -> Server | None:
+        """What the server says of itself; None while it takes no requests."""
         try:
-            return self._probe.ready()
-        except ClientError:
-            return False
+            return examine(self._probe)
+        except BenchError:
+            return None

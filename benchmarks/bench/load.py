@@ -165,6 +165,8 @@ def _measured(asking: Asking, job: Job) -> tuple[Answer, tuple[Drawn, ...]]:
         elif isinstance(event, Reply):
             reply = event
     took = perf_counter() - began
+    if reply is not None and reply.decoding.stopped_by == "shutdown":
+        raise ServerLost("the server ended the answer early, since it is shutting down")
     assert reply is not None, "a stream ends with its answer, or raises"
     return _answer(asking, job, reply, sent, first, took), _drawn(reply)
 
@@ -189,16 +191,19 @@ def _answer(asking: Asking, job: Job, reply: Reply, sent: float, first: float | 
         spent=told["model_tokens"],
         forwards=told["forwards"],
         kl=_distance(job.setting, reply),
-        bounded="kl_bound" in told.report,
+        bounded="kl_bound" in told.report and not job.setting.decoding.get("steer"),
         branching=None if steering is None else steering.branching_factor,
     )
 
 
 def _distance(setting: Setting, reply: Reply) -> float | None:
-    """Nats from the base: a search's bound, for its choice's own steering would be 0; nothing for plain sampling."""
+    """Nats from the base: a search's bound, for its choice's own steering would be 0; nothing for plain sampling.
+
+    Where steered answers are searched, the bound is from what steers, and nothing tells the sum.
+    """
     bound: float | None = reply.decoding.report.get("kl_bound")
     if bound is not None:
-        return bound
+        return None if setting.decoding.get("steer") else bound
     return reply.decoding.kl() if setting.decoding else 0.0
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import field_validator
+
 from trimtab.bench.records import Conditions, Level, Record, Setting
 
 
@@ -25,6 +27,13 @@ class Options(Record):
     timed: int = 16
     """prompts where only times count; two for each request at a time, if that is more"""
 
+    @field_validator("concurrency")
+    @classmethod
+    def _once(cls, concurrency: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(concurrency)) < len(concurrency):
+            raise ValueError(f"--concurrency {', '.join(map(str, concurrency))}: give each number once")
+        return concurrency
+
 
 class Plan(Record):
     """`run.json`."""
@@ -32,7 +41,7 @@ class Plan(Record):
     options: Options
     settings: tuple[Setting, ...]
     levels: dict[str, Level]
-    """by setting, whose parts beside its strategy count too, and by strategy"""
+    """by setting"""
     conditions: Conditions
 
     def differences(self, other: "Plan") -> list[str]:

@@ -81,8 +81,9 @@ def _measured(rows: Sequence[Row]) -> Iterable[Measured]:
         decoding=row.decoding,
         reward=Mean(mean=row.reward.mean, low=row.reward.low, high=row.reward.high),
         gold=None if row.gold is None else row.gold.mean,
-        delivered=row.delivered or 0.0,
-        truncated=row.truncated or 0.0,
         spent=row.spent_total,
-        latency=tuple(Latency(concurrency=each.concurrency, p50_ms=ms.p50, p95_ms=ms.p95) for each, ms in timed),
+        latency=tuple(
+            Latency(concurrency=each.concurrency, answers=each.answers, p50_ms=ms.p50, p95_ms=ms.p95)
+            for each, ms in timed
+        ),
     )

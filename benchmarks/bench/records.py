@@ -133,7 +133,7 @@ class Conditions(Record):
     version: str
     """of the server"""
     commit: str | None
-    """of the source tree, where there is one"""
+    """of the benchmark's own source tree, where there is one; `, changed` if it was not as committed"""
     dtype: str
     device: str
     machine: Mapping[str, Any]
@@ -189,7 +189,8 @@ class Row(Record):
     forwards: dict[str, float] = Field(default_factory=dict)
     """per answer, by model"""
     peak_memory_mib: float | None = None
-    """largest resident memory of the server seen while the setting ran"""
+    """largest memory of the server seen while the setting ran, on a GPU or else resident. Resident memory seldom
+    shrinks: what is measured later has at least as much"""
     conditions: Conditions
 
     @property

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from trimtab.bench.errors import ServerGone
 from trimtab.bench.estimates import curve_settings
 from trimtab.bench.folder import Folder, Scores, key_of
 from trimtab.bench.gold import AT_ONCE, Gold
@@ -101,7 +102,10 @@ class Run:
                 progress.begins(str(cell))
                 began = time.monotonic()
                 while (jobs := cell.missing(self._folder)) and not self._attempt(cell, jobs, progress):
-                    self._link.wait(self._plan.conditions)
+                    try:
+                        self._link.wait(self._plan.conditions)
+                    except ServerGone as error:
+                        raise ServerGone(f"{error}\nIt went away while {cell} was asked.") from None
                     self._part += 1
                 progress.ends(f"{cell}: {len(cell.jobs)} requests, {time.monotonic() - began:.1f} s")
                 self._score()
@@ -148,7 +152,7 @@ class Run:
 
         def look() -> None:
             nonlocal peak
-            peak = max(peak, self._link.resident())
+            peak = max(peak, self._link.memory())
 
         for job, came in load.events(look):
             if isinstance(came, Exception):
@@ -156,6 +160,7 @@ class Run:
             else:
                 answer, drawn = came
                 self._folder.add(answer, drawn if pools else ())
+                self._losses.pop(str(cell), None)
                 progress.done()
         look()
         if peak:

@@ -50,7 +50,12 @@ def served(model: str = "demo", settings: Mapping[str, object] | None = None) ->
             found = next((hit for line in process.stdout if (hit := re.search(r"http://\S+:\d+", line))), None)
             if found is None:
                 raise BenchError(f"the server did not start:\n{_last_words(log)}")
-            yield Child(found[0], process.pid, lambda: None if process.poll() is None else _last_words(log))
+            try:
+                yield Child(found[0], process.pid, lambda: None if process.poll() is None else _last_words(log))
+            except Exception:
+                if words := _last_words(log):
+                    print(f"the server's last words:\n{words}", file=sys.stderr)
+                raise
         finally:
             _end(process)
 

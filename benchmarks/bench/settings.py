@@ -1,5 +1,6 @@
 """The settings that a run compares, from a YAML list: `{name, decoding, family, strength, curve}`."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
@@ -25,16 +26,18 @@ def read_settings(source: str, only: Collection[str] = ()) -> tuple[Setting, ...
     """
     where, text = _text(source)
     try:
-        entries = yaml.safe_load(text)
+        entries = json.loads(json.dumps(yaml.safe_load(text), allow_nan=False))
     except yaml.YAMLError as error:
         raise BenchError(f"{where} is no YAML: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise BenchError(f"{where} holds what a request cannot, as a date or .inf: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise BenchError(f"{where} holds no list of settings: write `- name: args` and `  decoding: {{...}}` for each")
     wrong: list[str] = []
     settings = [PLAIN]
     for number, entry in enumerate(entries, 1):
         try:
-            settings.append(Setting.model_validate(entry, strict=False))
+            settings.append(Setting.model_validate(entry))
         except ValidationError as error:
             wrong += [f"{where}, entry {_called(number, entry)}: {each}" for each in _reasons(error, entry)]
             continue

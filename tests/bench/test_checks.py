@@ -34,6 +34,9 @@ def refusal(measure: Any, given: dict[str, Any]) -> str:
         ({"gold": "kindness"}, "no gold measure 'kindness'"),
         ({"only": ("arms",)}, "do you mean 'arm'"),
         ({"prompts": "none.jsonl"}, "none.jsonl"),
+        ({"concurrency": (7,)}, "6 requests are never so many at a time"),
+        ({"concurrency": (2, 2)}, "give each number once"),
+        ({"max_tokens": 500}, "these prompts cannot be asked or scored; leave them out:\n  p0: "),
     ],
 )
 def test_a_run_that_cannot_be_scored_writes_nothing(
@@ -78,6 +81,19 @@ def test_gold_is_a_measure_that_no_setting_uses(measure: Any, written: Any, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_an_address_with_a_password_is_not_written_down(written: Any, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="give --api-key") as caught:
+        start({**written(), "url": "http://ann:secret@127.0.0.1:9"}, tmp_path / "run", patience=0, api_key=None)
+    assert "secret" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_no_folder_of_a_run(written: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(BenchError, match="cannot be a run's folder"):
+        start(written(), tmp_path / "run", patience=0, api_key=None)
+
+
 def test_a_server_that_is_not_there_is_told_with_the_way_to_start_one(written: Any, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"is `trimtab serve` running there\?.*leave --url out"):
         start({**written(), "url": NOWHERE}, tmp_path / "run", patience=0, api_key=None)
@@ -114,7 +130,7 @@ def test_options_have_the_defaults_of_a_full_run() -> None:
     assert (told.concurrency, told.max_tokens, told.timed, told.reward, told.gold) == (
         (8, 1),
         48,
-        8,
+        16,
         "positivity",
         "vader",
     )

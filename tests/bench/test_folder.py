@@ -40,9 +40,9 @@ def test_what_was_added_is_read_back(tmp_path: Path) -> None:
         folder.remember("s", 1, 60.0)
     with opened(tmp_path / "run", print) as folder:
         assert folder.plan == plan()
-        one, two, _ = folder.scored()
+        one, three = folder.scored()
         assert (one.text, one.reward, one.gold, one.considered) == ("é\u2028", 1.0, 0.5, considered)
-        assert two.error == "refused"
+        assert three.prompt == "three", "what failed is asked anew"
         assert folder.drawn["s", 1, "one", 0] == tuple(drawn)
         assert [each.prompt for each in folder.unscored] == ["three"]
         assert (folder.peaks, folder.part, folder.rows) == ({("s", 1): 70.0}, 1, None)

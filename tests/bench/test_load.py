@@ -114,6 +114,8 @@ def test_a_request_that_finds_no_room_is_asked_again_under_a_new_clock() -> None
         (ClientError("no answer", may_retry=True), True),
         (ClientError("draining", status=503, code="draining", may_retry=True), True),
         (ClientError("draining, in a stream", code="draining"), True),
+        (ClientError("bad gateway", status=502), True),
+        (ClientError("the guide is away", status=503, code="guide_unavailable"), False),
         (ClientError("wrong", status=400), False),
         (ClientError("guide failed", status=500, code="guide_error"), False),
         (ClientError("guide failed, in a stream", code="guide_error"), False),
@@ -138,6 +140,20 @@ def test_memory_is_looked_at_while_a_long_request_runs() -> None:
     looks: list[float] = []
     list(Load(asking(Client(seconds=0.6)), jobs(1), 1).events(lambda: looks.append(0)))
     assert len(looks) == 1
+
+
+def test_an_answer_that_a_shutdown_cut_short_is_not_measured() -> None:
+    cut = {**REPLY, "decoding": {**DECODING, "stopped_by": "shutdown"}}
+    client: Any = SimpleNamespace(stream_chat=lambda *_, **__: iter([Answer.of(cut, None)]))
+    with pytest.raises(ServerLost, match="shutting down"):
+        ask(asking(client), jobs(1)[0])
+
+
+def test_the_bound_of_a_search_among_steered_answers_is_not_from_the_base() -> None:
+    report = {**REPLY, "decoding": {**DECODING, "report": {"kl_bound": 0.25}}}
+    client: Any = SimpleNamespace(stream_chat=lambda *_, **__: iter([Answer.of(report, None)]))
+    answer, _ = ask(asking(client), jobs(1, strategy="best_of_n", steer=[{"method": "genarm", "arm": "a"}])[0])
+    assert (answer.kl, answer.bounded) == (None, False)
 
 
 def test_what_a_search_drew_is_kept() -> None:

@@ -62,7 +62,7 @@ def written(rows: Sequence[Row], folder: Path) -> Frontier:
 def test_rows_of_a_setting_become_one_with_the_reward_of_most_prompts(tmp_path: Path) -> None:
     many = Interval(mean=0.5, low=0.4, high=0.6)
     rows = [
-        row("best_of_4", 8, prompts=40, reward=many, gold=None, spent={"base": 90.0}),
+        row("best_of_4", 8, prompts=40, answers=40, reward=many, gold=None, spent={"base": 90.0}),
         row("base", 8, decoding={}),
         row("best_of_4", 1),
         row("base", 1, decoding={}),
@@ -72,7 +72,8 @@ def test_rows_of_a_setting_become_one_with_the_reward_of_most_prompts(tmp_path: 
     best, base = profile.settings
     assert (best.reward.mean, best.reward.low, best.gold, best.spent) == (0.5, 0.4, None, 90.0)
     assert [(each.concurrency, each.p50_ms, each.p95_ms) for each in best.latency] == [(1, 100, 150), (8, 800, 1200)]
-    assert (base.decoding, base.gold, base.spent, base.truncated) == ({}, 0.7, 120.0, 0.25)
+    assert [each.answers for each in best.latency] == [8, 40]
+    assert (base.decoding, base.gold, base.spent) == ({}, 0.7, 120.0)
     assert profile.prompts.model_dump() == {"name": "trimtab", "count": 40}
     assert (profile.model, profile.reward, profile.max_tokens, profile.hardware) == (
         "demo",

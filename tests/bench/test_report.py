@@ -440,3 +440,11 @@ def test_a_column_of_names_is_spread() -> None:
     assert ordered[0] >= 0
     assert ordered[-1] <= 100
     assert placed[4] < placed[0] < placed[1] < placed[2] < placed[3]
+
+
+def test_settings_that_are_fast_since_they_say_less_are_named() -> None:
+    rows = [measured(BASE, 0.5, 900, delivered=40.0), measured("args", 0.6, 900, delivered=33.0)]
+    assert "shorter" not in said(rows)
+    assert "plain sampling delivers 40.0 tokens, and much fewer panacea (20.0)." in said(
+        [*rows, measured("panacea", 0.6, 500, delivered=20.0)]
+    )

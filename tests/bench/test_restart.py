@@ -107,7 +107,9 @@ def test_a_run_outlives_its_server(options: dict[str, Any], model: Path, port: i
 
 
 @pytest.mark.parametrize(
-    ("end", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"]
+    ("end", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 130)],
+    ids=["killed", "Ctrl-C", "SIGTERM"],
 )
 def test_a_run_that_ends_in_the_middle_goes_on(
     options: dict[str, Any], tiny: str, tmp_path: Path, end: int, status: int

@@ -80,7 +80,13 @@ def test_settings_that_contradict_each_other_are_refused(file: Path, entries: li
 def test_files_that_hold_no_list_are_refused(file: Path) -> None:
     with pytest.raises(BenchError, match="cannot be read"):
         read_settings(str(file))
-    for text, told in (("a: [", "is no YAML"), ("{a: 1}", "no list of settings"), ("", "no list of settings")):
+    cases = {
+        "a: [": "is no YAML",
+        "{a: 1}": "no list of settings",
+        "": "no list of settings",
+        "- {name: 2026-01-02}": "holds what a request cannot",
+    }
+    for text, told in cases.items():
         file.write_text(text)
         with pytest.raises(BenchError, match=told):
             read_settings(str(file))

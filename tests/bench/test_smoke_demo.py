@@ -40,9 +40,10 @@ def test_a_small_run_ends_with_a_report_and_a_profile(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["rows"], told["failed"], told["model"]) == (6, [], "demo")
+    assert told["seconds"] < 120
     rows = [Row.model_validate_json(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
     assert [(row.setting, row.level, row.answers) for row in rows] == [
-        ("base", "base", 4), ("genarm", "token", 4), ("best n=1", "answer", 2), ("best", "answer", 4),
+        ("base", "base", 16), ("genarm", "token", 4), ("best n=1", "answer", 4), ("best", "answer", 4),
         ("urial", "prompt", 4), ("vas", "token", 4),
     ]  # fmt: skip
     for row in rows:

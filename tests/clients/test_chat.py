@@ -207,6 +207,17 @@ def test_why_sends_the_seed_of_the_answer_once(talk: Any, scripted: Any) -> None
     assert again["messages"] == first["messages"]
 
 
+def test_why_of_auto_draws_the_setting_again_at_its_temperature(talk: Any, scripted: Any) -> None:
+    token = {"text": "Hello", "source": "base", "kl": 0.0}
+    usual = {**scripted.decoding({}), "auto": {"setting": "best_of_2", "temperature": 0.7}}
+    scripted.decoding = lambda body: {**usual, "seed": 77, **({"trace": [[token]]} if body.get("seed") == 77 else {})}
+    talk(scripted.url, "Hi", "/why", strategy='auto budget={"deadline_ms":800}')
+    first, again = scripted.bodies
+    assert first["decoding"] == {"strategy": "auto", "budget": {"deadline_ms": 800}}
+    assert again["decoding"] == {"strategy": "best_of_n", "n": 2, "trace": "tokens"}
+    assert (again["temperature"], "temperature" in first) == (0.7, False)
+
+
 def test_why_of_an_answer_that_nothing_moved(talk: Any, tiny: str) -> None:
     out = talk(tiny, "Hi", "/why", max_tokens=6)
     assert "by base; KL from the base 0 nats, 0 a token; none was moved" in out

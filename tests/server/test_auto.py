@@ -6,6 +6,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trimtab.engine import budget
 from trimtab.engine.errors import InvalidRequest
 from trimtab.llm import LLM
 from trimtab.server.cli import app
+from trimtab.server.doctor import examine
 from trimtab.server.frontier import Frontier, InvalidProfile
 from trimtab.server.settings import InvalidSettings, Settings, Source
 
@@ -38,10 +40,10 @@ def setting(name: str, decoding: dict[str, Any], reward: float, spent: float, *p
         "name": name,
         "decoding": decoding,
         "reward": {"mean": reward, "low": reward - 0.1, "high": reward + 0.1},
-        "delivered": 40.0,
-        "truncated": 0.5,
         "spent": spent,
-        "latency": [{"concurrency": level, "p50_ms": ms / 2, "p95_ms": ms} for level, ms in levels],
+        "latency": [
+            {"concurrency": level, "answers": 16 + level, "p50_ms": ms / 2, "p95_ms": ms} for level, ms in levels
+        ],
     }
 
 
@@ -103,6 +105,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str, bool, float]] = [
     ({"reward_at_least": 0.6, "deadline_ms": 50}, {}, "base", False, 100),
     ({"max_model_tokens": 240}, {}, "best_of_4", True, 600),
     ({"max_model_tokens": 239}, {}, "best_of_2", True, 300),
+    ({"max_model_tokens": 1_500_000, "deadline_ms": 2_500_000}, {}, "best_of_4", True, 600),
     ({"max_model_tokens": 70}, {}, "steered", True, 200),
     ({"max_model_tokens": 9}, {}, "base", False, 100),
     ({"max_model_tokens": 100, "reward_at_least": 0.2}, {}, "steered", True, 200),
@@ -130,7 +133,9 @@ def test_the_choice(
     assert name in choice.reason
     assert f"{latency:g} ms" in choice.reason
     for value in given.values():
-        assert f"{value:g}" in choice.reason or not fits
+        assert (f"{value:g}" if isinstance(value, float) else str(value)) in choice.reason or not fits
+    answers = {level.concurrency: level.answers for level in choice.setting.latency}
+    assert f"by {answers[next((each for each in answers if each >= choice.load), 16)]} answers" in choice.reason
 
 
 def test_nothing_measured_is_both_faster_and_better_than_what_is_chosen(tmp_path: Path) -> None:
@@ -159,6 +164,8 @@ def test_nothing_measured_is_both_faster_and_better_than_what_is_chosen(tmp_path
 def test_a_reward_that_nothing_reaches_names_the_best_there_is(frontier: Frontier) -> None:
     with pytest.raises(InvalidRequest, match=r"brevity of 0\.9.*best_of_4 with 0\.8"):
         frontier.choose(budget.Budget(reward_at_least=0.9), load=1, max_tokens=MEASURED)
+    with pytest.raises(InvalidRequest, match=r"9 tokens: none spends so little, and base, with 0\.1, the least: 60"):
+        frontier.choose(budget.Budget(reward_at_least=0.9, max_model_tokens=9), load=1, max_tokens=MEASURED)
     with pytest.raises(InvalidRequest, match=r"0\.6 within 130 tokens: the best is best_of_2 with 0\.5"):
         frontier.choose(
             budget.Budget(reward_at_least=0.6, max_model_tokens=130, deadline_ms=1), load=1, max_tokens=MEASURED
@@ -178,6 +185,12 @@ def test_a_reward_that_nothing_reaches_names_the_best_there_is(frontier: Frontie
         (json.dumps(profile(settings=[{**SETTINGS[0], "latency": []}])), "settings.0.latency"),
         (json.dumps(profile(settings=[{**SETTINGS[0], "latency": SETTINGS[0]["latency"][:1] * 2}])), "twice"),
         (json.dumps(profile(settings=[{**SETTINGS[0], "spent": -1}])), "settings.0.spent"),
+        (json.dumps(profile(settings=[{**SETTINGS[0], "spent": float("inf")}])), "settings.0.spent"),
+        (json.dumps(profile(settings=[{**SETTINGS[0], "delivered": 40.0}])), "settings.0.delivered: unknown key"),
+        (json.dumps(profile(temperature=2.5)), "temperature"),
+        (json.dumps(profile(temperature=float("nan"))), "temperature"),
+        (json.dumps(profile(max_tokens=2**31)), "max_tokens"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(text: str | None, words: str, tmp_path: Path) -> None:
@@ -198,6 +211,9 @@ POLICIES: dict[str, Any] = {
     "judged": {"floor": {"reward": "length", "search": {"strategy": "best_of_n", "n": 2}}, "strategies": ["best_of_n"]},
     "steered": {"floor": {"steer": [{"method": "candidates", "top_k": 3}], "budget": {"deadline_ms": 350}}},
     "nobody": {"guides": [], "strategies": []},
+    "narrow": {"limits": {"rows": 2}},
+    "single": {"limits": {"rows": 1}},
+    "rationed": {"limits": {"requests_per_minute": 1}},
 }
 PRESETS: dict[str, Any] = {
     "quick": {"decoding": {"strategy": "auto", "budget": {"deadline_ms": 10_000}}, "sampling": {"max_tokens": 24}},
@@ -214,7 +230,8 @@ def served(llm: LLM, start_shared: Start, tmp_path_factory: pytest.TempPathFacto
     read(path)
     keys = {name: {"sha256": hashlib.sha256(name.encode()).hexdigest(), "policy": name} for name in POLICIES}
     keys["free"] = {"sha256": hashlib.sha256(b"free").hexdigest()}
-    return start_shared(llm, settings_of(path, presets=PRESETS, policies=POLICIES, keys=keys))
+    admin = {"sha256": hashlib.sha256(b"operator").hexdigest()}
+    return start_shared(llm, settings_of(path, presets=PRESETS, policies=POLICIES, keys=keys, admin_key=admin))
 
 
 Post = Callable[..., httpx2.Response]
@@ -258,7 +275,7 @@ def test_a_deadline_is_met_by_the_best_setting_and_stays_a_budget(post: Post) ->
     assert told["spec"] == DecodingSpec.parse({**best_of(2), "budget": {"deadline_ms": 500}}).dump()
     assert (auto["setting"], auto["fits"], auto["reward"], auto["latency_ms"]) == ("best_of_2", True, 0.5, 300)
     assert auto["reason"].startswith("best_of_2 has the highest brevity of 4 of 5 settings that meet 500 ms; mean")
-    assert auto["concurrency"] == 1
+    assert (auto["concurrency"], auto["answers"], auto["temperature"]) == (1, 17, 0.7)
     assert auto["profile"]["prompts"] == {"name": "made-up", "count": 40}
     assert len(told["candidates"]) == 2
 
@@ -280,10 +297,11 @@ def test_a_deadline_that_nothing_meets_gets_the_fastest_and_says_so(post: Post) 
     assert told["spec"]["strategy"] == "sample"
 
 
-def test_a_reward_ends_a_search_by_the_same_reward_and_no_other(post: Post) -> None:
+def test_a_reward_to_be_reached_is_a_mean_and_ends_no_search(post: Post) -> None:
     searched = decoding(post({"budget": {"reward_at_least": 0.4, "max_rows": 1}}))
     assert searched["auto"]["setting"] == "best_of_2"
-    assert searched["spec"]["budget"] == {"reward_at_least": 0.4, "max_rows": 1}
+    assert searched["spec"]["budget"] == {"max_rows": 1}
+    assert len(searched["candidates"]) == 2
     steered = decoding(post({"budget": {"reward_at_least": 0.2}}))
     assert steered["auto"]["setting"] == "steered"
     assert "budget" not in steered["spec"]
@@ -302,6 +320,7 @@ def test_a_reward_out_of_reach_is_a_400_that_names_the_best(post: Post) -> None:
         ({"budget": {"max_rows": 4}}, "decoding.budget"),
         ({"budget": {"deadline": 4}}, "decoding.budget.deadline"),
         ({"budget": {"deadline_ms": 0}}, "decoding.budget.deadline_ms"),
+        ({"budget": {"max_model_tokens": 10**400}}, "decoding.budget.max_model_tokens"),
         ({"budget": 4}, "decoding.budget"),
         ({"budget": {"deadline_ms": 4}, "n": 2}, "decoding.n"),
         ({"budget": {"deadline_ms": 4}, "steer": []}, "decoding.steer"),
@@ -381,12 +400,16 @@ def test_a_policy_bounds_the_choice_as_it_would_a_request_by_hand(post: Post) ->
     preset = decoding(post(None, "plain", model="tiny:quick"))  # the operator's own word
     assert preset["auto"]["setting"] == "best_of_4"
     merged = decoding(post(None, "plain", model="tiny:quick", decoding={"budget": {"deadline_ms": 10_000}}))
+    own = decoding(post(None, "plain", model="tiny:quick", decoding={"strategy": "sample"}))  # by another strategy
+    assert "auto" not in own
+    refused(post(None, "plain", model="tiny:quick", decoding=best_of(2)), "decoding.strategy", 403)
     assert merged["auto"]["setting"] == "base"
 
 
 def test_a_policy_holds_what_the_profile_brings_within_its_ranges(post: Post) -> None:
     told = decoding(post({"budget": {"deadline_ms": 10_000}}, "brief", max_tokens=None))
     assert told["policy"]["applied"] == ["temperature is 0.5", "max_tokens is 24"]
+    assert told["auto"]["temperature"] == 0.5
     wanted = {"decoding": best_of(4), "temperature": 0.5, "max_tokens": 24}
     by_hand, auto = post(None, **wanted), post({"budget": {"deadline_ms": 10_000}}, "brief", max_tokens=None)
     assert auto.json()["choices"] == by_hand.json()["choices"]
@@ -402,7 +425,7 @@ def test_a_policy_that_forbids_a_field_forbids_it_beside_auto(post: Post) -> Non
 def test_a_floor_holds_under_the_choice(post: Post) -> None:
     told = decoding(post({"budget": {"reward_at_least": 0.4}}, "judged"))
     assert told["auto"]["setting"] == "best_of_2"
-    assert "budget" not in told["spec"]  # it may not end the search early, by hand neither
+    assert "budget" not in told["spec"]
     assert any("a reward counts in the selection" in each for each in told["policy"]["applied"])
     steered = decoding(post({"budget": {"deadline_ms": 10_000}}, "steered", max_tokens=MEASURED))
     assert steered["auto"]["setting"] == "best_of_2"  # in the floor's 350 ms; those that steer are passed over
@@ -555,6 +578,104 @@ def test_the_command_line_names_the_profile_and_nothing_else_changes(tmp_path: P
     assert "auto: null  # default" in plain.stdout.splitlines()
 
 
-def test_guides_of_the_settings_are_in_use(served: Any, llm: LLM) -> None:
-    users = served.service.rules.users("brevity", llm.personal(None))
+def test_guides_of_the_settings_are_in_use_on_the_model_that_was_measured(served: Any, llm: LLM, fake: Any) -> None:
+    users = served.service.rules.users("brevity", llm)
     assert users == ["setting best_of_2 of auto", "setting best_of_4 of auto"]
+    assert served.service.rules.users("brevity", fake) == []
+    with httpx2.Client(base_url=served.url, headers={"authorization": "Bearer operator"}) as operator:
+        answer = operator.delete("/admin/guides/brevity")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "in_use")
+    assert "setting best_of_2 of auto" in answer.json()["error"]["message"]
+
+
+def test_requests_that_begin_at_the_same_time_count_each_other(served: Any, llm: LLM) -> None:
+    body = {
+        "model": "tiny",
+        "prompt": "Hi",
+        "max_tokens": 150,
+        "ignore_eos": True,
+        "decoding": {"strategy": "auto", "budget": {"reward_at_least": -5.0}},
+    }
+
+    def load(_: int) -> int:
+        answer = httpx2.post(
+            served.url + "/v1/completions", json=body, headers={"authorization": "Bearer free"}, timeout=60
+        )
+        return int(decoding(answer)["auto"]["concurrency"])
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sorted(pool.map(load, range(12))) == list(range(1, 13))
+    assert served.service.bridge.running(llm) == 0
+
+
+def test_a_setting_that_cannot_run_is_passed_over(post: Post) -> None:
+    given = {"budget": {"deadline_ms": 10_000}}
+    assert decoding(post(given, "narrow"))["auto"]["setting"] == "best_of_2"
+    assert decoding(post(given, "single"))["auto"]["setting"] == "steered"
+    fewer = {"budget": {"deadline_ms": 10_000, "max_rows": 2}}
+    assert decoding(post(fewer, "narrow"))["auto"]["setting"] == "best_of_4"
+
+
+def test_where_no_setting_is_left_the_refusal_is_that_of_the_last(served: Any, post: Post) -> None:
+    rows = refused(post({"budget": {"reward_at_least": 0.5}}, "single"), "decoding.budget.max_rows", 403)
+    assert "this key may have 1" in rows
+    long = [{"role": "user", "content": "a" * 600}]
+    by_hand = post(None, messages=long).json()["error"]
+    auto = post({"budget": {"deadline_ms": 10_000}}, messages=long)
+    assert (auto.status_code, auto.json()["error"]) == (400, by_hand)
+    assert {each.requests for each in served.service.quotas.describe().values()} == {0}
+
+
+def test_a_caller_over_the_limit_costs_no_choice(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"budget": {"deadline_ms": 10_000}}
+    decoding(post(given, "rationed"))
+    monkeypatch.setattr("trimtab.server.service.resolve", None)
+    assert post(given, "rationed").status_code == 429
+
+
+def test_the_measured_model_may_be_unloaded_and_come_back(
+    llm: LLM, fake: Any, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read(tmp_path / "profile.json")
+    service = start(llm, settings_of(tmp_path / "profile.json")).service
+    service.add(fake)
+    service.remove("tiny")
+    with caplog.at_level(logging.WARNING, "trimtab.server"):
+        assert service.reload() == []
+    assert "measured on the model 'tiny' and served is fake" in caplog.text
+    assert service.rules.frontier is not None
+    service.add(llm)
+    assert list(service.llms) == ["fake", "tiny"]
+
+
+def test_it_is_available_while_its_model_is_served(llm: LLM, fake: Any, start: Start, tmp_path: Path) -> None:
+    read(tmp_path / "profile.json")
+    running = start(llm, settings_of(tmp_path / "profile.json"))
+
+    def available() -> bool:
+        return bool(httpx2.get(running.url + "/v1/strategies").json()["data"][-1]["available"])
+
+    assert available()
+    running.service.add(fake)
+    running.service.remove("tiny")
+    assert not available()
+
+
+def test_the_environment_names_the_profile(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    told = CliRunner().invoke(app, ["serve", "--port", "0", "--print-config"], env={"TRIMTAB_AUTO": str(path)})
+    assert told.exit_code == 0
+    assert f"auto: {path}  # environment" in told.stdout
+
+
+@pytest.mark.parametrize(("model", "words"), [("other", "measured on the model 'other'"), ("tiny", "in bfloat16")])
+def test_the_doctor_tells_of_a_profile_that_does_not_fit(
+    model_folder: Path, tmp_path: Path, model: str, words: str
+) -> None:
+    read(tmp_path / "profile.json", model=model, dtype="bfloat16")
+    engine = {"model": str(model_folder), "dtype": "float32", "device": "cpu", "pool_tokens": 1024}
+    found = examine(settings_of(tmp_path / "profile.json", server={"port": 0}, engine=engine))
+    (problem,) = [each for each in found if each.name == "rules"]
+    assert not problem.ok
+    assert problem.finding.startswith("setting auto: ")
+    assert words in problem.finding

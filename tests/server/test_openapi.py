@@ -158,6 +158,12 @@ def test_the_document_is_as_strict_as_the_server(
     assert validator(document, "ChatRequest").is_valid(body) == fits
 
 
+def test_auto_fits_the_document_though_it_takes_a_profile_to_answer(document: Document) -> None:
+    known = validator(document, "ChatRequest")
+    assert known.is_valid(CHAT | {"decoding": {"strategy": "auto", "budget": {"deadline_ms": 9}, "trace": "tokens"}})
+    assert not known.is_valid(CHAT | {"decoding": {"strategy": "auto", "budget": {"max_model_tokens": 2**31}}})
+
+
 def test_answers_and_examples_fit_the_document(http: httpx2.Client, document: Document) -> None:
     for path, method, operation in operations(document):
         for content in operation.get("requestBody", {}).get("content", {}).values():

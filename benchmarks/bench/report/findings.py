@@ -8,6 +8,9 @@ from trimtab.bench.records import BASE, Interval, Row
 from trimtab.bench.report.numbers import between, counted, digits, fixed, signed
 from trimtab.bench.report.view import Point, View, families, strength
 
+SHORTER = 0.8
+"""of plain sampling's tokens: answers below this are called shorter"""
+
 
 class Span(NamedTuple):
     """Latencies, milliseconds."""
@@ -40,7 +43,8 @@ class Turn(NamedTuple):
 
 def findings(view: View) -> list[str]:
     """Sentences for the head of the report."""
-    return [*_front(view), *_beaten(view), *_uncertain(view), *_overoptimised(view), *_estimates(view), *_failed(view)]
+    told = (_front, _beaten, _shorter, _uncertain, _overoptimised, _estimates, _failed)
+    return [sentence for tell in told for sentence in tell(view)]
 
 
 def leads(view: View) -> list[Lead]:
@@ -157,6 +161,23 @@ def _beaten(view: View) -> Iterator[str]:
     slow = [point.row.setting for point in _compared(view) if point.latency > curve[-1].latency]
     if slow:
         yield f"Slower than the largest n measured ({high} ms), and so not compared with best-of-n: {listed(slow)}."
+
+
+def _shorter(view: View) -> Iterator[str]:
+    """Settings that are fast in part since they say less."""
+    plain = None if view.base is None else view.base.delivered
+    if plain is None:
+        return
+    brief = [
+        f"{row.setting} ({digits(row.delivered)})"
+        for row in view.main
+        if row.delivered is not None and row.delivered < SHORTER * plain
+    ]
+    if brief:
+        yield (
+            f"Latency is that of the answers as they come, and shorter answers take less: plain sampling delivers "
+            f"{digits(plain)} tokens, and much fewer {listed(brief)}."
+        )
 
 
 def _uncertain(view: View) -> Iterator[str]:
