@@ -1,10 +1,9 @@
 """What every benchmark prints: a table for people, then one JSON line for programs."""
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from trimtab.bench.checks import source_commit
 from trimtab.engine.machine import machine as hardware
 
 
@@ -24,9 +23,7 @@ def print_json(name: str, rows: Sequence[Mapping[str, object]], **conditions: ob
 
 def machine() -> dict[str, object]:
     """Hardware, versions and commit."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    return {**hardware(), "commit": commit.stdout.strip() or None}
+    return {**hardware(), "commit": source_commit()}
 
 
 def _text(value: object) -> str:

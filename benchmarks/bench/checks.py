@@ -71,7 +71,7 @@ def conditions(options: Options, server: Server, prompts: PromptSet) -> Conditio
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         version=server.version,
-        commit=_commit(),
+        commit=source_commit(),
         dtype=server.dtype,
         device=server.device,
         machine=server.hardware,
@@ -178,7 +178,7 @@ def try_settings(
             )
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """Of the source tree that this file lies in; None where it lies in none."""
     here = Path(__file__).resolve().parent
     try:

@@ -5,29 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reported import CONDITIONS as GIVEN
 
 from trimtab.bench.errors import BenchError
 from trimtab.bench.profile import write_profile
-from trimtab.bench.records import Conditions, Interval, Percentiles, Row
+from trimtab.bench.records import Interval, Percentiles, Row
 from trimtab.server.frontier import Frontier
 
-CONDITIONS = Conditions(
-    url="http://127.0.0.1:1",
-    model="demo",
-    reward="positivity",
-    gold="vader",
-    prompts="trimtab",
-    digest="00",
-    seed=0,
-    repeats=1,
-    max_tokens=48,
-    temperature=1.0,
-    version="1",
-    commit="abc",
-    dtype="float32",
-    device="cpu",
-    machine={"cpu": "a", "cores": 2, "gpu": None},
-)
+CONDITIONS = GIVEN.model_copy(update={"dtype": "float32", "machine": {"cpu": "a", "cores": 2, "gpu": None}})
 
 
 def row(setting: str, concurrency: int, **changes: Any) -> Row:

@@ -7,28 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reported import CONDITIONS as GIVEN
 
 from trimtab.bench.bootstrap import interval, paired_gain
-from trimtab.bench.records import BASE, Answer, Conditions, Considered, Row, Setting
+from trimtab.bench.records import BASE, Answer, Considered, Row, Setting
 from trimtab.bench.rows import rows
 
-CONDITIONS = Conditions(
-    url="http://here",
-    model="demo",
-    reward="positivity",
-    gold="vader",
-    prompts="trimtab",
-    digest="00",
-    seed=0,
-    repeats=1,
-    max_tokens=48,
-    temperature=1.0,
-    version="0",
-    commit=None,
-    dtype="float32",
-    device="cpu",
-    machine={"cpu": "one", "share": 0.123456789},
-)
+CONDITIONS = GIVEN.model_copy(update={"machine": {"cpu": "one", "share": 0.123456789}})
 PLAIN = Setting(name=BASE)
 ARGS = Setting(name="args", decoding={"strategy": "args", "w": 0.123456789}, family="args", strength=0.123456789)
 BEST = Setting(name="best", decoding={"strategy": "best_of_n", "n": 4}, curve=(1, 2))
