@@ -47,20 +47,32 @@ class AsyncTrimtabClient:
         return await self._ask(calls.chat(model, messages, fields))
 
     def stream_chat(
-        self, model: str, messages: Sequence[Message], *, progress: bool = False, **fields: Unpack[ChatFields]
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        progress: bool = False,
+        trace: bool = False,
+        **fields: Unpack[ChatFields],
     ) -> AsyncGenerator[Event, None]:
         """Text as it comes, and then the Answer; closing the generator (contextlib.aclosing) cancels the request."""
-        return self._events(calls.streamed(calls.chat(model, messages, fields), progress=progress))
+        return self._events(calls.streamed(calls.chat(model, messages, fields), progress=progress, trace=trace))
 
     async def complete(self, model: str, prompt: Prompt, **fields: Unpack[CompletionFields]) -> Answer:
         """What follows a text, or several."""
         return await self._ask(calls.complete(model, prompt, fields))
 
     def stream_complete(
-        self, model: str, prompt: Prompt, *, progress: bool = False, **fields: Unpack[CompletionFields]
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        progress: bool = False,
+        trace: bool = False,
+        **fields: Unpack[CompletionFields],
     ) -> AsyncGenerator[Event, None]:
         """The same piece by piece, as `stream_chat` has it."""
-        return self._events(calls.streamed(calls.complete(model, prompt, fields), progress=progress))
+        return self._events(calls.streamed(calls.complete(model, prompt, fields), progress=progress, trace=trace))
 
     async def compare(
         self,

@@ -65,9 +65,10 @@ def complete(model: str, prompt: Prompt, fields: Mapping[str, Any]) -> Call[Answ
     return Call("POST", "/v1/completions", _answer, {"model": model, "prompt": prompt, **sent}, own_id)
 
 
-def streamed(call: Call[Answer], *, progress: bool) -> Call[Answer]:
+def streamed(call: Call[Answer], *, progress: bool, trace: bool) -> Call[Answer]:
     """The same request, answered piece by piece."""
-    options = {"include_usage": True, **({"include_progress": True} if progress else {})}
+    wanted = {"include_usage": True, "include_progress": progress, "include_trace": trace}
+    options = {name: True for name, asked in wanted.items() if asked}
     body = {**(call.body or {}), "stream": True, "stream_options": options}
     return Call(call.method, call.path, call.read, body, call.request_id)
 

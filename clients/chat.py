@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab.clients import show
 from trimtab.clients.aio import AsyncTrimtabClient
-from trimtab.clients.client import Answer, ClientError, Progress, ToolCallDelta, TrimtabClient
+from trimtab.clients.client import Answer, ClientError, Piece, Progress, TrimtabClient
 from trimtab.clients.comparison import Comparison
 from trimtab.clients.fields import ChatFields
 
@@ -150,7 +150,7 @@ class Chat:
                     self.messages = [*messages, {"role": "assistant", "content": event.text}]
                     self._last = asked, self.decoding, event
                     print(f"\n[{show.cost_line(event)}]")
-                elif not isinstance(event, ToolCallDelta):
+                elif isinstance(event, Piece):
                     print(show.plain(event), end="", flush=True)
 
     def _compare(self, words: str) -> None:

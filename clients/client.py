@@ -18,11 +18,11 @@ from trimtab.clients.fields import ChatFields, CompletionFields, Decoding, Messa
 from trimtab.clients.pairs import write_pairs
 from trimtab.clients.results import Answer, Guide, Label, Tokens
 from trimtab.clients.retries import TIMES, Retries
-from trimtab.clients.stream import Event, Piece, Progress, Reader, ToolCallDelta
+from trimtab.clients.stream import Event, Piece, Progress, Reader, ToolCallDelta, Traced
 
 __all__ = [
     "Answer", "ClientError", "Comparison", "Event", "Guide", "Label", "Piece", "Progress", "Retries", "Tokens",
-    "ToolCallDelta", "TrimtabClient",
+    "ToolCallDelta", "Traced", "TrimtabClient",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -59,23 +59,36 @@ class TrimtabClient:
         return self._ask(calls.chat(model, messages, fields))
 
     def stream_chat(
-        self, model: str, messages: Sequence[Message], *, progress: bool = False, **fields: Unpack[ChatFields]
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        progress: bool = False,
+        trace: bool = False,
+        **fields: Unpack[ChatFields],
     ) -> Generator[Event, None, None]:
         """Text as it comes, parts of tool calls, with `progress` how far a search is, and then the Answer.
 
-        Leaving the loop, or closing the generator, cancels the request.
+        With `trace` what shaped each token comes before its text; `decoding` has to keep it (`trace="tokens"`). Leaving
+        the loop, or closing the generator, cancels the request.
         """
-        return self._events(calls.streamed(calls.chat(model, messages, fields), progress=progress))
+        return self._events(calls.streamed(calls.chat(model, messages, fields), progress=progress, trace=trace))
 
     def complete(self, model: str, prompt: Prompt, **fields: Unpack[CompletionFields]) -> Answer:
         """What follows a text, or several; `echo`, `logprobs` and `max_tokens=0` tell how likely the text itself is."""
         return self._ask(calls.complete(model, prompt, fields))
 
     def stream_complete(
-        self, model: str, prompt: Prompt, *, progress: bool = False, **fields: Unpack[CompletionFields]
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        progress: bool = False,
+        trace: bool = False,
+        **fields: Unpack[CompletionFields],
     ) -> Generator[Event, None, None]:
         """The same piece by piece, as `stream_chat` has it."""
-        return self._events(calls.streamed(calls.complete(model, prompt, fields), progress=progress))
+        return self._events(calls.streamed(calls.complete(model, prompt, fields), progress=progress, trace=trace))
 
     def compare(
         self,

@@ -120,6 +120,43 @@ class TokenTrace(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TreeNode(Result):
+    """A part of what a search wrote, with what it thought of the answer up to its end."""
+
+    parent: int | None
+    """index of a node before this one; None: the root"""
+    text: str
+    tokens: int
+    """of its own"""
+    value: float | None
+    reward: float | None
+    fate: str
+    """chosen: on the way to a choice; kept: on the way to another candidate; pruned: given up"""
+    candidate: int | None
+    """index of the candidate that ends here"""
+    choice: int | None
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        names = ("parent", "text", "tokens", "value", "reward", "fate", "candidate", "choice")
+        return cls(raw=raw, **{name: raw[name] for name in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree(Result):
+    """All that a search wrote; there with `trace="search"`."""
+
+    nodes: tuple[TreeNode, ...]
+    """the root first, parents before children"""
+    omitted: int
+    """nodes that the server left out, of branches given up"""
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        return cls(raw=raw, nodes=tuple(TreeNode.of(each) for each in raw["nodes"]), omitted=raw["omitted"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding(Result):
     """What the strategy did with one prompt, and what it cost."""
 
@@ -131,6 +168,8 @@ class Decoding(Result):
     """per choice; None: nothing but sampling parameters shaped it"""
     trace: tuple[tuple[TokenTrace, ...], ...]
     """per choice, token by token; empty unless it was asked for"""
+    tree: Tree | None
+    """what the search wrote, if it was asked for"""
     report: Mapping[str, Any]
     """numbers of the search, under the names of its strategy"""
     model_tokens: int
@@ -149,6 +188,7 @@ class Decoding(Result):
             candidates=tuple(Candidate.of(each) for each in raw["candidates"]),
             steering=tuple(None if each is None else Steering.of(each) for each in raw.get("steering") or ()),
             trace=tuple(tuple(TokenTrace.of(token) for token in each) for each in raw.get("trace") or ()),
+            tree=None if raw.get("tree") is None else Tree.of(raw["tree"]),
             report=raw.get("report") or {},
             model_tokens=sum(raw["model_tokens"].values()),
             seconds=raw["milliseconds"]["total"] / 1000,

@@ -3,10 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from trimtab.clients.errors import ClientError
-from trimtab.clients.results import Answer, Result
+from trimtab.clients.results import Answer, Result, TokenTrace
+
+TRACED = ("tokens", "both")
+"""values of `decoding.trace` that keep a record of each token"""
 
 
 class Piece(str):
@@ -48,7 +52,15 @@ class ToolCallDelta:
     arguments: str
 
 
-Event = Piece | Progress | ToolCallDelta | Answer
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What shaped the next tokens of one choice; comes before the text that they make."""
+
+    choice: int
+    tokens: tuple[TokenTrace, ...]
+
+
+Event = Piece | Progress | ToolCallDelta | Traced | Answer
 """what a stream yields; an Answer is the last"""
 
 
@@ -59,6 +71,7 @@ class _Growing:
     text: list[str] = field(default_factory=list)
     logprobs: dict[str, Any] | None = None
     token_ids: list[int] | None = None
+    trace: list[Mapping[str, Any]] = field(default_factory=list)
     tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     last: Mapping[str, Any] = field(default_factory=dict)
 
@@ -123,6 +136,9 @@ class Reader:
             growing.logprobs = _joined(growing.logprobs or {}, logprobs)
         if (ids := choice.get("token_ids")) is not None:
             growing.token_ids = [*(growing.token_ids or ()), *ids]
+        if trace := choice.get("trace"):
+            growing.trace += trace
+            yield Traced(index, tuple(TokenTrace.of(each) for each in trace))
         if text := delta.get("content") or choice.get("text"):
             growing.text.append(text)
             yield Piece(text, index)
@@ -136,7 +152,19 @@ class Reader:
             **last,
             "object": "chat.completion" if chat else "text_completion",
             "choices": [_choice(index, growing, chat=chat) for index, growing in sorted(self._choices.items())],
+            "decoding": self._decoding(last["decoding"]),
         }
+
+    def _decoding(self, told: Any) -> Any:
+        """What was done with each prompt, with the trace of its choices where that came piece by piece."""
+        traces = iter([growing.trace for _, growing in sorted(self._choices.items())])
+
+        def whole(one: Mapping[str, Any]) -> Mapping[str, Any]:
+            own = list(islice(traces, len(one["chosen"])))
+            kept = one["spec"].get("trace") in TRACED
+            return {**one, "trace": own} if kept and "trace" not in one else one
+
+        return [whole(each) for each in told] if isinstance(told, list) else whole(told)
 
 
 def _choice(index: int, growing: _Growing, *, chat: bool) -> dict[str, Any]:

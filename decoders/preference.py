@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trimtab.decoders.attributes import MAX_ATTRIBUTES, Attribute, Level
 from trimtab.decoders.invalid import check_keys, invalid, meant
 from trimtab.decoders.library.errors import NotFound
+from trimtab.decoders.params import WeigherName
 from trimtab.decoders.rewards import Expression
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.guides.base import Guide, PreferenceGuide
@@ -154,7 +155,7 @@ class Preference(BaseModel):
         None, min_length=1, max_length=MAX_ATTRIBUTES, description="weight of each attribute, -1 (its opposite) to 1"
     )
     text: Text | None = Field(None, description="in words")
-    infer: str | None = Field(None, description="preference guide that weighs its rewards by the prompt")
+    infer: WeigherName | None = Field(None, description="preference guide that weighs its rewards by the prompt")
     profile: str | None = Field(None, description="id of a stored preference")
 
     @classmethod

@@ -27,11 +27,11 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, model_serializer, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from trimtab.decoders.params import Share, Weight, require_reward
+from trimtab.decoders.params import JudgeName, Share, WeigherName, Weight, require_reward
 from trimtab.engine.errors import GuideError
 
 MAX_TERMS = 16
@@ -63,12 +63,12 @@ class Expression(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    guide: str | None = Field(None, description="reward guide of this term")
+    guide: JudgeName | None = Field(None, description="reward guide of this term")
     sum: Terms | None = Field(None, description="terms to add")
     mean: Terms | None = Field(None, description="terms to average")
     min: Terms | None = Field(None, description="terms of which the lowest counts")
     ensemble: Terms | None = Field(None, description="judges of one thing: mean - pessimism * variance over them")
-    weights: str | None = Field(
+    weights: WeigherName | None = Field(
         None, description="sum: preference guide that weighs the terms by the prompt, on top of their own weights"
     )
     weight: Weight = Field(1.0, description="factor of the whole term or group")
@@ -268,7 +268,7 @@ class Expression(BaseModel):
         """A string or an object, wherever an expression may stand."""
         reference = handler(core)
         definition = handler.resolve_ref_schema(reference)
-        name = {"type": "string", "description": "name of a reward guide"}
+        name = {**TypeAdapter(JudgeName).json_schema(), "description": "name of a reward guide"}
         as_object = dict(definition)
         definition.clear()
         definition["anyOf"] = [name, as_object]

@@ -22,6 +22,8 @@ from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest
 
 MAX_PARTS = 8
+Trace = Literal["tokens", "search", "both"]
+"""what `trace` tells of: what shaped each token, what the search wrote on the way, or both"""
 RESERVED = ("strategy", "preference", "prompt", "steer", "trace", "select", "budget")
 """keys of `decoding` that every strategy shares"""
 _PLACES = {
@@ -43,8 +45,8 @@ class DecodingSpec:
     """method and parameters, in the order of `prompt`, in which they act"""
     listed: tuple[tuple[str, Steer], ...] = ()
     """method and parameters, in the order of `steer`; the order changes nothing"""
-    trace: Literal["tokens"] | None = None
-    """tokens: report what shaped each token"""
+    trace: Trace | None = None
+    """what is told of the way to the answer"""
     select: Rule | None = None
     """how the choices are found among a search's answers; None: as the strategy has it"""
     budget: Budget = field(default_factory=Budget)
@@ -82,8 +84,7 @@ class DecodingSpec:
             preference = Preference.parse(given.pop("preference")).resolve(personal or Personal())
         fill = Filling(preference.even if isinstance(preference, Inferred) else preference)
         params = _validate(chosen, fill(chosen.params, given, "decoding"), "decoding", RESERVED)
-        if trace not in (None, "tokens"):
-            raise InvalidRequest(f"trace is {trace!r}: make it 'tokens' or leave it out", param="decoding.trace")
+        _check_trace(trace)
         framing = [_part(part, known, f"decoding.prompt.{i}", "prompt", fill) for i, part in enumerate(prompts)]
         listed = [_part(part, known, f"decoding.steer.{i}", "steer", fill) for i, part in enumerate(parts)]
         fill.check()
@@ -124,6 +125,16 @@ class DecodingSpec:
         """Whether something weighs answers by their likelihood or their distance from the base."""
         rule = self.select or self.search.rule()
         return self.search.measures or rule.needs_logprob or self.budget.max_kl is not None
+
+    @property
+    def traces_tokens(self) -> bool:
+        """Whether the request asks what shaped each token."""
+        return self.trace in ("tokens", "both")
+
+    @property
+    def traces_search(self) -> bool:
+        """Whether the request asks what the search wrote on the way."""
+        return self.trace in ("search", "both")
 
     @property
     def parts(self) -> tuple[Steer, ...]:
@@ -268,6 +279,17 @@ def parse_budget(given: object) -> Budget:
         return Budget.model_validate(given)
     except ValidationError as error:
         raise _invalid(error, "decoding.budget", Budget) from None
+
+
+def _check_trace(given: object) -> None:
+    """Raise InvalidRequest unless there is such a trace."""
+    known = get_args(Trace)
+    if given is not None and given not in known:
+        listed = ", ".join(map(repr, known))
+        raise InvalidRequest(
+            f"trace is {given!r}{meant(str(given), known)}; make it one of {listed}, or leave it out",
+            param="decoding.trace",
+        )
 
 
 def _known(name: object, known: Mapping[str, Strategy], path: str) -> Strategy:

@@ -13,7 +13,7 @@ from trimtab.engine.job import Job
 from trimtab.engine.measure import Measure
 from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
-from trimtab.engine.results import TokenLogprob, TokenTrace
+from trimtab.engine.results import Delta, TokenLogprob, TokenTrace
 from trimtab.engine.sampler import Drawn, Sampler
 from trimtab.engine.sequence import Sequence
 
@@ -21,7 +21,7 @@ from trimtab.engine.sequence import Sequence
 class Duets:
     """The turns of duets in one decode step.
 
-    `append` adds a token to its sequence, `send` streams text, `fail` ends the request of a row.
+    `append` adds a token to its sequence, `fail` ends the request of a row.
     """
 
     def __init__(
@@ -29,12 +29,10 @@ class Duets:
         *,
         alive: Callable[[Job], bool],
         append: Callable[[Job, Sequence, Drawn], None],
-        send: Callable[[Job, Sequence, str, tuple[int, ...], TokenLogprob | None], None],
         fail: Callable[[Job, Exception | None], None],
     ) -> None:
         self._alive = alive
         self._append = append
-        self._send = send
         self._fail = fail
 
     def listen(self, job: Job, sequence: Sequence, outputs: Outputs) -> Measure | None:
@@ -98,7 +96,9 @@ class Duets:
             sequence.base.table.trim(len(sequence.tokens) - 1)
         if duet.finish is not None and sequence.finish is None:
             sequence.finish = duet.finish
-            self._send(job, sequence, sequence.text.flush(), (), None)
+            rest = sequence.text.flush()
+            if sequence.choice is not None:
+                job.events.append(Delta(sequence.choice, rest, (), None))
             job.settle(sequence)
 
 

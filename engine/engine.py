@@ -22,7 +22,7 @@ from trimtab.engine.prompt_logprobs import fill
 from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Reader
 from trimtab.engine.request import Request
-from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, TokenLogprob, add
+from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, add
 from trimtab.engine.rewards import Reward
 from trimtab.engine.sampler import Drawn, Sampler, compile_sampler, warm_sampler
 from trimtab.engine.scheduler import Scheduler
@@ -61,7 +61,7 @@ class Engine:
         self.scoring = Scoring(
             self.scheduler, settings, stats, self.backlog, self.circuits, resume=self._resume, fail=self._fail
         )
-        self._duets = Duets(alive=self._lives, append=self._append, send=self._send, fail=self._fail_row)
+        self._duets = Duets(alive=self._lives, append=self._append, fail=self._fail_row)
         self._jobs: dict[object, Job] = {}
         self._ended: list[Job] = []
         self.adopt(models, guides, rewards)
@@ -321,16 +321,13 @@ class Engine:
         if max_kl is not None and sequence.finish is None and fsum(each.kl for each in sequence.measures) >= max_kl:
             sequence.finish, sequence.capped = "length", True
             text += sequence.text.flush()
-        self._send(job, sequence, text, (draw.id,), draw.logprob)
+        if sequence.choice is not None:
+            logprobs = None if draw.logprob is None else (draw.logprob,)
+            trace = None if draw.trace is None else (draw.trace,)
+            job.events.append(Delta(sequence.choice, text, (draw.id,), logprobs, trace=trace))
 
     def _lives(self, job: Job) -> bool:
         return job.request.handle in self._jobs
-
-    def _send(
-        self, job: Job, sequence: Sequence, text: str, ids: tuple[int, ...], logprob: TokenLogprob | None
-    ) -> None:
-        if sequence.choice is not None:
-            job.events.append(Delta(sequence.choice, text, ids, None if logprob is None else (logprob,)))
 
     def _resume(self, job: Job) -> None:
         """Answer the program's op, and its next ones as long as they are done at once."""

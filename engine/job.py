@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trimtab.engine.duet import Duet
 from trimtab.engine.lane import Lane
+from trimtab.engine.lineage import Lineage, Trail
 from trimtab.engine.model import Model
 from trimtab.engine.outgoing import Outgoing
 from trimtab.engine.pages import PagePool
@@ -136,6 +137,8 @@ class Job:
     def _restart(self, prompt: Sequence) -> None:
         self.prompt.free()
         self.prompt = prompt
+        if prompt.trail is not None:
+            prompt.trail = Trail(Lineage())  # what was written for the prompt is no part of the search
         self.usage.prompt_tokens = prompt.prompt_length
 
     @property
@@ -249,6 +252,8 @@ class Job:
     def begin(self, op: Op) -> bool:
         """Start an op; whether it is already done."""
         self.op = op
+        if self.prompt.trail is not None:
+            self._record(op)
         match op:
             case Extend(sequences, max_tokens, until):
                 self.marks.clear()
@@ -286,6 +291,15 @@ class Job:
                         known = {name: dict(each[index]) for name, each in values.items()}
                         self.draws[sequence] = Weighed(scores[index], reference, known)
                 return not self.draws
+
+    def _record(self, op: Op) -> None:
+        """Let the tree have what is about to grow, and know what is scored."""
+        sequences = op.sequences if isinstance(op, Extend | Draw | Score) else ()
+        for sequence in sequences:
+            if sequence.trail is not None and isinstance(op, Score):
+                sequence.trail.scored = sequence.generated
+            elif sequence.trail is not None:
+                sequence.trail.note(sequence)
 
     @property
     def filled(self) -> bool:
@@ -370,7 +384,9 @@ class Job:
         self.usage.milliseconds["total"] = (monotonic() - self.arrived) * 1e3
         stopped_by = "max_kl" if any(each.capped for each in answer.choices) else answer.stopped_by
         told = None if self.reading is None else self.reading.told
-        return Result(choices, candidates, self.usage, self.request.plan.seed, stopped_by, answer.report, told)
+        trail, family = self.prompt.trail, self.prompt.family
+        tree = None if trail is None else trail.lineage.tree(family, answer.choices, answer.candidates)
+        return Result(choices, candidates, self.usage, self.request.plan.seed, stopped_by, answer.report, told, tree)
 
 
 def _opened(
@@ -403,8 +419,16 @@ def _opened(
         grammar=None if helper or request.grammar is None else request.grammar(lanes[0].model.vocabulary, plan.ends),
         voice=None if alone is None else 0,
         candidate=not helper,
+        trail=_trail(request, relative),
         family=[] if relative is None else relative.family,
     )
+
+
+def _trail(request: Request, relative: Sequence | None) -> Trail | None:
+    """Of an empty answer: at the root of the tree that its relatives are in."""
+    if relative is None:
+        return Trail(Lineage()) if request.tree and not request.discreet else None
+    return None if relative.trail is None else Trail(relative.trail.lineage)
 
 
 def _duet(plan: SteerPlan, lanes: list[Lane]) -> Duet:

@@ -2,7 +2,7 @@
 
 from array import array
 
-from trimtab.engine.results import Delta
+from trimtab.engine.results import Delta, TokenTrace
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.vocabulary import TextStream
 
@@ -13,6 +13,8 @@ class Outgoing:
     def __init__(self, choice: int, text: TextStream) -> None:
         self.tokens: array[int] = array("q")
         """final ids so far"""
+        self.trace: list[TokenTrace] = []
+        """of these tokens, where the request asks for it"""
         self._choice = choice
         self._text = text
 
@@ -36,4 +38,6 @@ class Outgoing:
             text += self._text.flush()
         known = sequence.plan.sampling.logprobs is not None
         logprobs = tuple(sequence.logprobs[start : len(self.tokens)]) if known else None
-        return Delta(self._choice, text, tuple(new), logprobs)
+        trace = tuple(sequence.trace[start : len(self.tokens)]) if sequence.plan.trace else None
+        self.trace += trace or ()
+        return Delta(self._choice, text, tuple(new), logprobs, trace=trace)

@@ -189,7 +189,11 @@ class Context:
 
     def retell(self, choice: int) -> Sequence:
         """What was sent of a choice, as an answer of its own."""
-        return self._written(self.sent[choice].tokens if choice in self.sent else ())
+        if choice not in self.sent:
+            return self._written(())
+        answer = self._written(self.sent[choice].tokens)
+        answer.trace = self.sent[choice].trace.copy()
+        return answer
 
     def branch(self, sequence: Sequence, tokens: Collection[int]) -> list[Sequence]:
         """One look ahead for each of `tokens`: a fork of `sequence` with the token added, ended if the token ends it.

@@ -61,6 +61,8 @@ class Request:
     """tokens at the beginning of the prompt that other requests begin with, too: their pages are given up last"""
     discreet: bool = False
     """tell nothing of answers that are not returned"""
+    tree: bool = False
+    """tell what the search wrote on the way, unless it has to be discreet"""
     prompt_logprobs: int | None = None
     """best tokens to tell of at each token of the prompt, beside its own; None: nothing"""
     strategy: str = ""

@@ -74,6 +74,8 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """on the first delta of each choice, where the request asks for those of the prompt's tokens"""
+    trace: tuple[TokenTrace, ...] | None = None
+    """of these tokens, where the request asks for it; empty for words of the program's own"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,38 @@ class Candidate:
     """by guide, after the transforms of the reward expression and before its weights"""
     value: float | None = None
     """what the search thought of it before it was finished"""
+
+
+Fate = Literal["chosen", "kept", "pruned"]
+"""on the way to a choice; on the way to another candidate; given up on the way"""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """Tokens that a search wrote after those of the parent, with what it thought of the answer up to their end."""
+
+    parent: int | None
+    """index of a node before this one; None: the root"""
+    token_ids: tuple[int, ...]
+    """none: the root, and a further end of an answer where its parent ends"""
+    value: float | None
+    """None: the search thought nothing of it here"""
+    reward: float | None
+    fate: Fate
+    candidate: int | None = None
+    """index of the candidate that ends here"""
+    choice: int | None = None
+    """index of the choice that ends here"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Everything that a search wrote as the beginnings of answers; each path from the root is one."""
+
+    nodes: tuple[TreeNode, ...]
+    """the root first, parents before children"""
+    omitted: int = 0
+    """nodes that were left out, of branches given up"""
 
 
 PhaseName = Literal["queue", "prefill", "decode", "guide", "select"]
@@ -154,6 +188,8 @@ class Result:
     """numbers of the search, under the names of its strategy"""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """per token of the prompt, where the request asks for them; None: the first, and what the budget left unread"""
+    tree: Tree | None = None
+    """what the search wrote, if the request asked for it"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from trimtab.engine.duet import Duet
 from trimtab.engine.grammar import GrammarState
 from trimtab.engine.lane import Lane
+from trimtab.engine.lineage import Trail
 from trimtab.engine.measure import Measure, summarise
 from trimtab.engine.pages import PageTable
 from trimtab.engine.plan import BASE, PLAIN, SteerPlan
@@ -68,6 +69,8 @@ class Sequence:
     """per generated token, where the request steers; filled by the engine"""
     trace: list[TokenTrace] = field(default_factory=list)
     """per generated token, where the request asks for it; filled by the engine"""
+    trail: Trail | None = None
+    """where the tree of the request's search has it; None: no tree is asked for"""
     family: "list[Sequence]" = field(default_factory=list, repr=False)
     """all sequences of the request that may hold pages, in the order of their making; shared by all of them"""
 
@@ -204,6 +207,7 @@ class Sequence:
                 logprobs=self.logprobs.copy(),
                 measures=self.measures.copy(),
                 trace=self.trace.copy(),
+                trail=None if self.trail is None else self.trail.fork(),
                 family=self.family,
             )
             for _ in range(n)
@@ -212,6 +216,8 @@ class Sequence:
     def trim(self, generated: int) -> None:
         """Roll back to the first `generated` tokens of the answer."""
         assert self.duet is None, "an answer of two voices cannot be rolled back"
+        if self.trail is not None:
+            self.trail.cut(self, generated)
         count = self.generated - generated
         for lane in self.lanes:
             lane.trim(count)
@@ -226,6 +232,8 @@ class Sequence:
 
     def free(self) -> None:
         """Give the pages back for good; the tokens and the text stay readable."""
+        if self.trail is not None:
+            self.trail.end(self)
         self.release()
         self.proposal = None
         self.family.remove(self)

@@ -6,12 +6,12 @@ from there on is as any other, under the same policy.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.decoders.invalid import VIOLATION
-from trimtab.decoders.spec import DecodingSpec, parse_budget
+from trimtab.decoders.spec import DecodingSpec, Trace, parse_budget
 from trimtab.engine.budget import Budget
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.sampling import SamplingParams
@@ -40,7 +40,9 @@ class Auto(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: Budget = Field(description="what the setting has to fit; its limits hold for the answer, too")
-    trace: Literal["tokens"] | None = Field(None, description="tokens: report what shaped each token")
+    trace: Trace | None = Field(
+        None, description="tokens: what shaped each token; search: what the search wrote; or both"
+    )
 
     @classmethod
     def parse(cls, decoding: Mapping[str, Any]) -> Self:

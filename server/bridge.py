@@ -286,4 +286,7 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
     logprobs = None
     if any(each.logprobs is not None for each in deltas):
         logprobs = tuple(chain.from_iterable(each.logprobs or () for each in deltas))
-    return Delta(first.choice, "".join([each.text for each in deltas]), ids, logprobs, first.prompt_logprobs)
+    trace = None
+    if any(each.trace is not None for each in deltas):
+        trace = tuple(chain.from_iterable(each.trace or () for each in deltas))
+    return Delta(first.choice, "".join([each.text for each in deltas]), ids, logprobs, first.prompt_logprobs, trace)

@@ -33,7 +33,8 @@ def routes(service: Service) -> APIRouter:
         body.check_stream()
         calling = Calling.of(body, call.llm.vocabulary)
         try:
-            exchange = await service.begin(call, [_generation(service, call, body, calling)])
+            generation = _generation(service, call, body, calling)
+            exchange = await service.begin(call, [generation], trace=body.include_trace)
         except InvalidRequest as error:
             if calling is None or (told := calling.blamed(error)) is None:
                 raise
@@ -79,10 +80,11 @@ def _stream(
         include_usage=body.include_usage,
         logprobs=bool(body.logprobs),
         token_ids=bool(body.return_token_ids),
+        trace=body.include_trace,
         vocabulary=exchange.llm.vocabulary,
         calling=calling,
     )
-    return EventStream(service, exchange, chunks, include_usage=body.include_usage)
+    return EventStream(service, exchange, chunks, include_usage=body.include_usage, include_trace=body.include_trace)
 
 
 def _whole(

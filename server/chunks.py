@@ -8,6 +8,7 @@ from pydantic_core import to_json
 
 from trimtab.engine.results import Choice, Delta, Progress
 from trimtab.engine.vocabulary import Vocabulary
+from trimtab.server import trace
 from trimtab.server.echo import Echo
 from trimtab.server.logprobs import TextLogprobs, chat_logprobs
 from trimtab.server.tools import Call, Calling, Piece, Splitter, finish_reason
@@ -48,12 +49,14 @@ class Chunks:
         include_usage: bool,
         logprobs: bool,
         token_ids: bool,
+        trace: bool,
         vocabulary: Vocabulary,
     ) -> None:
         self._head = b"data: " + to_json(head)[:-1] + b',"choices":['
         self._tail = b'],"usage":null' if include_usage else b"]"
         self._logprobs = logprobs
         self._token_ids = token_ids
+        self._trace = trace
         self._vocabulary = vocabulary
 
     def opening(self, indices: Sequence[int]) -> bytes:
@@ -62,7 +65,7 @@ class Chunks:
 
     def delta(self, index: int, delta: Delta) -> bytes:
         """New text of one choice; nothing while its bytes do not form a character yet."""
-        if not (delta.text or self._logprobs or self._token_ids):
+        if not (delta.text or self._tells(delta)):
             return b""
         return self._chunk(self._piece(index, delta))
 
@@ -87,8 +90,16 @@ class Chunks:
     def _chunk(self, choice: bytes, extra: bytes = b"") -> bytes:
         return self._head + choice + self._tail + extra + b"}\n\n"
 
-    def _ids(self, delta: Delta) -> bytes:
-        return b',"token_ids":' + to_json(delta.token_ids) if self._token_ids else b""
+    def _tells(self, delta: Delta) -> bool:
+        """Whether something is told of the tokens, even of those that are no text yet."""
+        return self._logprobs or self._token_ids or (self._trace and bool(delta.trace))
+
+    def _beside(self, delta: Delta) -> bytes:
+        """What stands beside the text: ids, and the trace where there is one."""
+        ids = b',"token_ids":' + to_json(delta.token_ids) if self._token_ids else b""
+        if not (self._trace and delta.trace):
+            return ids
+        return ids + b',"trace":' + json_text(trace.tokens(delta.trace, self._vocabulary))
 
     def _reason(self, index: int, choice: Choice) -> str:
         return choice.finish_reason
@@ -110,11 +121,17 @@ class ChatChunks(Chunks):
         include_usage: bool,
         logprobs: bool,
         token_ids: bool,
+        trace: bool,
         vocabulary: Vocabulary,
         calling: Calling | None,
     ) -> None:
         super().__init__(
-            head, include_usage=include_usage, logprobs=logprobs, token_ids=token_ids, vocabulary=vocabulary
+            head,
+            include_usage=include_usage,
+            logprobs=logprobs,
+            token_ids=token_ids,
+            trace=trace,
+            vocabulary=vocabulary,
         )
         self._calling = calling
         self._splitters: dict[int, Splitter] = {}
@@ -132,7 +149,7 @@ class ChatChunks(Chunks):
             self._splitters[index] = self._calling.splitter()
         splitter = self._splitters[index]
         said = _said(splitter.push(delta.text), splitter)
-        if not said and (self._logprobs or self._token_ids):
+        if not said and self._tells(delta):
             said = [b"{}"]
         beside = [delta, *[None] * len(said)]  # what is known of the tokens stands beside the first
         return b"".join(self._chunk(self._choice(index, *each)) for each in zip(said, beside, strict=False))
@@ -154,13 +171,13 @@ class ChatChunks(Chunks):
 
     def _choice(self, index: int, said: bytes, delta: Delta | None) -> bytes:
         """A choice that says something new, with what is known of the tokens behind it."""
-        logprobs = ids = b""
+        logprobs = beside = b""
         if delta is not None and delta.logprobs is not None:
             logprobs = to_json(chat_logprobs(delta.logprobs, self._vocabulary))
         if delta is not None:
-            ids = self._ids(delta)
+            beside = self._beside(delta)
         return b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":null%b}' % (
-            index, said, logprobs or b"null", ids,
+            index, said, logprobs or b"null", beside,
         )  # fmt: skip
 
     def _last(self, index: int) -> bytes:
@@ -196,12 +213,18 @@ class TextChunks(Chunks):
         include_usage: bool,
         logprobs: bool,
         token_ids: bool,
+        trace: bool,
         vocabulary: Vocabulary,
         echoes: Sequence[Echo | None],
         skip_special: bool,
     ) -> None:
         super().__init__(
-            head, include_usage=include_usage, logprobs=logprobs, token_ids=token_ids, vocabulary=vocabulary
+            head,
+            include_usage=include_usage,
+            logprobs=logprobs,
+            token_ids=token_ids,
+            trace=trace,
+            vocabulary=vocabulary,
         )
         self._echoes = echoes
         lengths = (0 if echo is None else len(echo.text) for echo in echoes)
@@ -233,7 +256,7 @@ class TextChunks(Chunks):
         if delta.logprobs is not None:
             logprobs = to_json(self._aligned[index].add(delta.logprobs))
         return b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}' % (
-            index, json_text(delta.text), logprobs, self._ids(delta),
+            index, json_text(delta.text), logprobs, self._beside(delta),
         )  # fmt: skip
 
     def _last(self, index: int) -> bytes:

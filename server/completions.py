@@ -31,7 +31,7 @@ def routes(service: Service) -> APIRouter:
         """Continue one or several texts; choices are numbered prompt by prompt."""
         call = service.call(request, "completions", body.model, body.given)
         body.check_stream()
-        exchange = await service.begin(call, _generations(service, call, body))
+        exchange = await service.begin(call, _generations(service, call, body), trace=body.include_trace)
         echoes = _echoes(exchange, body)
         head = service.head("cmpl", "text_completion", call.target.id)
         if body.stream:
@@ -81,11 +81,12 @@ def _stream(
         include_usage=body.include_usage,
         logprobs=body.logprobs is not None,
         token_ids=bool(body.return_token_ids),
+        trace=body.include_trace,
         vocabulary=exchange.llm.vocabulary,
         echoes=echoes,
         skip_special=body.skip_special_tokens is not False,
     )
-    return EventStream(service, exchange, chunks, include_usage=body.include_usage)
+    return EventStream(service, exchange, chunks, include_usage=body.include_usage, include_trace=body.include_trace)
 
 
 def _whole(

@@ -1,8 +1,8 @@
 """The JSON Schema of `decoding`, put together from the schemas of strategies, rules of selection and budgets."""
 
-from typing import Any
+from typing import Any, get_args
 
-from trimtab.decoders.spec import MAX_PARTS
+from trimtab.decoders.spec import MAX_PARTS, Trace
 from trimtab.server.auto import AUTO
 from trimtab.server.auto import schema as auto_schema
 from trimtab.server.strategies import budget_schema, described, described_rules, preference_schema
@@ -25,7 +25,7 @@ def decoding_schemas() -> dict[str, Schema]:
         "preference": _ref("Preference"),
         "prompt": {"type": "array", "items": _ref("PromptPart"), "maxItems": MAX_PARTS, "default": []},
         "steer": {"type": "array", "items": _ref("SteeringPart"), "maxItems": MAX_PARTS, "default": []},
-        "trace": {"enum": ["tokens", None], "default": None},
+        "trace": {"enum": [*get_args(Trace), None], "default": None},
         "select": {"anyOf": [_ref("Selection"), {"type": "null"}], "default": None},
         "budget": _ref("Budget"),
     }

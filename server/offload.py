@@ -12,13 +12,17 @@ T = TypeVar("T")
 HEAVY = 200
 """tokens and candidates to be told from which on it is worth a thread: about five milliseconds of work"""
 
+SPELLED = 8
+"""tokens of a tree that take as long as one that is told with all its numbers"""
+
 
 def weight(results: Iterable[Result | None], deltas: Iterable[Delta] = ()) -> int:
-    """How much there is to tell: candidates, and tokens with a trace or with log-probabilities."""
-    told = sum(len(delta.logprobs) for delta in deltas if delta.logprobs is not None)
+    """How much there is to tell: candidates, nodes of trees, and tokens with a trace or with log-probabilities."""
+    told = sum(len(delta.logprobs or ()) + len(delta.trace or ()) for delta in deltas)
     for result in results:
         if result is not None:
             told += len(result.candidates) + len(result.prompt_logprobs or ())
+            told += sum(1 + len(node.token_ids) // SPELLED for node in (result.tree.nodes if result.tree else ()))
             told += sum(len(choice.trace or ()) + len(choice.logprobs or ()) for choice in result.choices)
     return told
 

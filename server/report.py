@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trimtab.engine.results import Candidate, Result
+from trimtab.engine.results import Candidate, Result, Tree
 from trimtab.engine.vocabulary import Vocabulary
 from trimtab.server import trace
 from trimtab.server.bridge import Exchange
@@ -27,16 +27,21 @@ def usage(results: Sequence[Result]) -> CompletionUsage:
 
 
 def decoding(
-    prepared: "PreparedRequest", result: Result, vocabulary: Vocabulary, acting: Mapping[str, Any]
+    prepared: "PreparedRequest",
+    result: Result,
+    vocabulary: Vocabulary,
+    acting: Mapping[str, Any],
+    *,
+    trace_sent: bool = False,
 ) -> dict[str, Any]:
     """Resolved spec, candidates (all about them under a search), what search and steering did, cost by model and phase.
 
-    `acting` is what is told of a preset and a policy. Numbers may be infinite or NaN: whoever writes this as JSON makes
-    them null.
+    `acting` is what is told of a preset and a policy; with `trace_sent` the stream has told the trace already. Numbers
+    may be infinite or NaN: whoever writes this as JSON makes them null.
     """
     search = prepared.searches
     chosen = {c.choice: index for index, c in enumerate(result.candidates) if c.choice is not None}
-    traces = [choice.trace for choice in result.choices if choice.trace is not None]
+    traces = [] if trace_sent else [choice.trace for choice in result.choices if choice.trace is not None]
     return {
         **acting,
         "spec": dict(prepared.decoding),
@@ -45,6 +50,7 @@ def decoding(
         **({"report": result.report} if result.report else {}),
         "steering": [trace.summary(choice.steering) for choice in result.choices],
         **({"trace": [trace.tokens(each, vocabulary) for each in traces]} if traces else {}),
+        **({} if result.tree is None else {"tree": _tree(prepared, result.tree)}),
         "model_tokens": result.usage.model_tokens,
         "forwards": result.usage.forwards,
         "milliseconds": {phase: round(ms, 3) for phase, ms in result.usage.milliseconds.items()},
@@ -54,12 +60,18 @@ def decoding(
     }
 
 
-def decodings(exchange: Exchange, results: Sequence[Result]) -> dict[str, Any] | list[dict[str, Any]]:
+def decodings(
+    exchange: Exchange, results: Sequence[Result], *, trace_sent: bool = False
+) -> dict[str, Any] | list[dict[str, Any]]:
     """One report for one prompt, a list of them for several."""
     vocabulary, acting = exchange.llm.vocabulary, exchange.acting
     answered = zip(exchange.prepared, results, strict=True)
-    reports = [decoding(request, result, vocabulary, acting) for request, result in answered]
+    reports = [decoding(request, result, vocabulary, acting, trace_sent=trace_sent) for request, result in answered]
     return reports[0] if len(reports) == 1 else reports
+
+
+def _tree(prepared: "PreparedRequest", tree: Tree) -> dict[str, Any]:
+    return trace.tree(tree, prepared.compiler.text(), prepared.plan.ends)
 
 
 def _candidate(candidate: Candidate, searched: bool) -> dict[str, Any]:

@@ -229,8 +229,8 @@ class Service:
             return self._most_tokens(call)
         return max_tokens
 
-    async def begin(self, call: Call, requests: Sequence["GenerationRequest"]) -> Exchange:
-        """Validate, tokenise and start every prompt of a request, or none.
+    async def begin(self, call: Call, requests: Sequence["GenerationRequest"], *, trace: bool) -> Exchange:
+        """Validate, tokenise and start every prompt of a request, or none; `trace`: its stream is to carry the trace.
 
         Raises InvalidRequest, Overloaded, and ApiError for what the caller may not have.
         """
@@ -241,6 +241,8 @@ class Service:
         with self.bridge.beginning(call.llm, len(requests)):
             try:
                 ready = await run_in_threadpool(self._ready, call, requests, self.bridge.running(call.llm))
+                if trace:
+                    _check_traced(ready)
                 lease.occupy(ready.rows)
             except BaseException:
                 lease.abandon()
@@ -319,6 +321,16 @@ class Service:
             "model": model,
             "system_fingerprint": self.fingerprint,
         }
+
+
+def _check_traced(ready: Ready) -> None:
+    """Raise InvalidRequest unless a trace is kept, which may be a preset's doing."""
+    if not all(each.plan.trace for each in ready.prepared):
+        raise InvalidRequest(
+            "include_trace sends the trace of each token, and none is kept: set decoding.trace to 'tokens', or leave "
+            "include_trace out",
+            param="stream_options.include_trace",
+        )
 
 
 def _smaller(first: int | None, second: int | None) -> int | None:

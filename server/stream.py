@@ -23,7 +23,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, service: Service, exchange: Exchange, chunks: Chunks, *, include_usage: bool) -> None:
+    def __init__(
+        self, service: Service, exchange: Exchange, chunks: Chunks, *, include_usage: bool, include_trace: bool
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
@@ -31,6 +33,7 @@ class EventStream(Response):
         self._exchange = exchange
         self._chunks = chunks
         self._include_usage = include_usage
+        self._include_trace = include_trace
         self._keep_alive = service.settings.keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +89,7 @@ class EventStream(Response):
         result = exchange.results[part]
         assert result is not None
         done = [result for result in exchange.results if result is not None]
-        decoding = report.decodings(exchange, done) if last else None
+        decoding = report.decodings(exchange, done, trace_sent=self._include_trace) if last else None
         rides_on_usage = last and self._include_usage
         body = b""
         for number, choice in enumerate(result.choices):

@@ -1,12 +1,12 @@
-"""What steering did to an answer, as JSON: a summary always, and token by token if it was asked for."""
+"""What steering and the search did, as JSON: a summary of each answer; token by token and as a tree if asked for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trimtab.engine.results import Steering, TokenTrace
-from trimtab.engine.vocabulary import Vocabulary
+from trimtab.engine.results import Steering, TokenTrace, Tree
+from trimtab.engine.vocabulary import TextStream, Vocabulary
 
 DIGITS = 6
 
@@ -41,6 +41,35 @@ def tokens(trace: Sequence[TokenTrace], vocabulary: Vocabulary) -> list[dict[str
         }
         for each in trace
     ]
+
+
+def tree(told: Tree, start: TextStream, silent: Collection[int]) -> dict[str, Any]:
+    """What a search wrote: the texts on the way to an answer are the answer's, whatever is cut between two nodes.
+
+    `start` is the text of an empty answer, and `silent` are tokens that end an answer and are no text.
+    """
+    going_on = {node.parent for node in told.nodes if node.token_ids}
+    path: list[tuple[int | None, TextStream]] = [(None, start)]
+    nodes = []
+    for index, node in enumerate(told.nodes):
+        while path[-1][0] != node.parent:
+            path.pop()
+        stream = path[-1][1].fork()
+        path.append((index, stream))
+        text = "".join(stream.push(token) for token in node.token_ids if token not in silent)
+        nodes.append(
+            {
+                "parent": node.parent,
+                "text": text if index in going_on else text + stream.flush(),
+                "tokens": len(node.token_ids),
+                "value": node.value,
+                "reward": node.reward,
+                "fate": node.fate,
+                "candidate": node.candidate,
+                "choice": node.choice,
+            }
+        )
+    return {"nodes": nodes, "omitted": told.omitted}
 
 
 def number(value: float | None) -> float | None:

@@ -23,7 +23,10 @@ class Strategy(Part):
     steer: Annotated["Sequence[Steer | Mapping[str, Any]] | None", "parts that shape the next token"] = None
     select: Annotated[str | Rule | Mapping[str, Any] | None, "how choices are found among a search's answers"] = None
     budget: Annotated[Budget | Mapping[str, Any] | None, "what the request may spend at most"] = None
-    trace: Annotated[Literal["tokens"] | None, "tokens: report what shaped each token"] = None
+    trace: Annotated[
+        Literal["tokens", "search", "both"] | None,
+        "tokens: what shaped each token; search: what the search wrote; or both",
+    ] = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes over the wire."""
@@ -41,7 +44,10 @@ class Auto(Part):
     name: ClassVar[str] = "auto"
 
     budget: Annotated[Budget | Mapping[str, Any], "deadline_ms, reward_at_least or max_model_tokens to choose by"]
-    trace: Annotated[Literal["tokens"] | None, "tokens: report what shaped each token"] = None
+    trace: Annotated[
+        Literal["tokens", "search", "both"] | None,
+        "tokens: what shaped each token; search: what the search wrote; or both",
+    ] = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes over the wire."""

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from trimtab.decoders.library import Asked
 from trimtab.decoders.library.norm import StoredNorm
-from trimtab.decoders.params import Share
+from trimtab.decoders.params import EmbedderName, Share
 from trimtab.decoders.prompt.base import PromptPart
 from trimtab.decoders.prompt.framing import Framing
 from trimtab.decoders.prompt.texts import fenced, one_line
@@ -35,7 +35,9 @@ class Norms(PromptPart):
     locale: str | None = Field(None, max_length=64, description="of the answer, as de-AT: its norms, and those for all")
     topic: str | None = Field(None, max_length=64, description="of the request: its norms, and those for all")
     max_tokens: int = Field(512, ge=1, le=100_000, description="tokens of all norms at most; what is over is left out")
-    embedding: str | None = Field(None, description="guide that embeds the query; None: norms are found by words alone")
+    embedding: EmbedderName | None = Field(
+        None, description="guide that embeds the query; None: norms are found by words alone"
+    )
     share: Share = Field(0.5, description="what embeddings count in the order, beside words")
 
     def frame(self, framing: Framing) -> None:

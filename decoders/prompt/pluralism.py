@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trimtab.decoders.params import Share
+from trimtab.decoders.params import LanguageName, Share
 from trimtab.decoders.prompt.base import Prepared, PromptPart
 from trimtab.decoders.prompt.framing import Framing
 from trimtab.decoders.prompt.system import with_system
@@ -41,7 +41,7 @@ class Community(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    guide: str | None = Field(None, description="a language-model guide, or `base` as it is")
+    guide: LanguageName | None = Field(None, description="a language-model guide, or `base` as it is")
     system: str | None = Field(
         None,
         min_length=1,

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from trimtab.decoders.params import LanguageName
 from trimtab.decoders.prompt.base import Prepared, PromptPart
 from trimtab.decoders.prompt.texts import (
     Written,
@@ -47,7 +48,9 @@ _NUMBERED = re.compile(r"\s*(?:[-*•]\s+|[(\[]?\d+\s*[.):\]]+)\s*(?P<text>.*)")
 class Principles(PromptPart):
     """Let a model write principles for the query, then answer and revise under them."""
 
-    guide: str = Field(BASE, description="what writes the principles: `base`, or a language-model guide's name")
+    guide: LanguageName = Field(
+        BASE, description="what writes the principles: `base`, or a language-model guide's name"
+    )
     count: int = Field(4, ge=1, le=20, description="principles to ask for; more are left out")
     max_tokens: int = Field(256, ge=1, le=4096, description="tokens of all principles at most; whole ones are used")
     rounds: int = Field(1, ge=0, le=4, description="revisions; 0: the answer is made under the principles at once")

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from trimtab.decoders.params import LanguageName
 from trimtab.decoders.prompt.base import Prepared, PromptPart
 from trimtab.decoders.prompt.texts import PLACE, fits, in_other_words, written_about_request
 from trimtab.decoders.registry import strategy
@@ -30,7 +31,7 @@ INSTRUCTION = (
 class Rewrite(PromptPart):
     """Let a model restate the last user message in a form that is answered better."""
 
-    guide: str = Field(BASE, description="what rewrites: `base`, or a language-model guide's name")
+    guide: LanguageName = Field(BASE, description="what rewrites: `base`, or a language-model guide's name")
     max_tokens: int = Field(
         256, ge=1, le=4096, description="tokens of the new message at most; a longer one is not used"
     )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from trimtab.decoders.params import Count
+from trimtab.decoders.params import Count, ReaderName
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext
@@ -31,8 +31,8 @@ class ChunkBeamSearch(Search):
     w: int = Field(4, ge=1, le=16, description="W, beams")
     k: int = Field(4, ge=1, le=16, description="K, continuations of each beam")
     chunk: Count = Field(10, description="L, tokens of a continuation")
-    tuned: str | None = Field(None, description="language model that was tuned to what is wanted")
-    untuned: str = Field(BASE, description="the same model before, or `base`")
+    tuned: ReaderName | None = Field(None, description="language model that was tuned to what is wanted")
+    untuned: ReaderName = Field(BASE, description="the same model before, or `base`")
     value: Expression | None = Field(None, description="what scores the beams, in place of tuned and untuned")
     reward: Expression | None = Field(
         None, description="picks among the final beams; what scored the beams if not given"

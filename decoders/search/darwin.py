@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
+from trimtab.decoders.params import LanguageName
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext
@@ -82,7 +83,7 @@ class Darwin(Search):
     reward: Expression = Field(description="reward of whole answers, for the final choice")
     value: Expression | None = Field(None, description="reward of unfinished answers; none: the same as `reward`")
     mutations: int = Field(5, ge=0, le=63, description="variants of the instruction beside itself")
-    mutator: str = Field(BASE, description="name of the language model that writes them")
+    mutator: LanguageName = Field(BASE, description="name of the language model that writes them")
     mutation_tokens: int = Field(96, ge=1, le=1024, description="tokens of a variant at most; a longer one is dropped")
     m: int = Field(40, ge=1, le=4096, description="tokens between replacements")
     elite: int = Field(3, ge=1, le=64, description="best texts, which the others give way to")

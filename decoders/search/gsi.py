@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from trimtab.decoders.params import ReaderName
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext
@@ -37,7 +38,7 @@ class GuidedSpeculation(Search):
 
     one_voice: ClassVar[bool] = True
     measures: ClassVar[bool] = True
-    draft: str = Field(description="name of the small language model, of the base's vocabulary; or `base`")
+    draft: ReaderName = Field(description="name of the small language model, of the base's vocabulary; or `base`")
     value: Expression = Field(description="reward of the answer up to the end of a step")
     n: int = Field(16, ge=1, le=256, description="drafts of each step")
     beta: float = Field(20.0, gt=0.0, le=1e6, allow_inf_nan=False, description="nats that a reward of 1 is worth")

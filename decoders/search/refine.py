@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from trimtab.decoders.params import LanguageName
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext, worth
@@ -31,7 +32,9 @@ INSTRUCTION = (
 class Refine(Search):
     """Let a second model, or the base itself, rewrite the finished answer."""
 
-    guide: str = Field(BASE, description="the model that rewrites: `base`, steered, or a language-model guide's name")
+    guide: LanguageName = Field(
+        BASE, description="the model that rewrites: `base`, steered, or a language-model guide's name"
+    )
     rounds: int = Field(1, ge=1, le=8, description="how often the answer is rewritten")
     n: int = Field(1, ge=1, le=32, description="rewrites a round; with more than one, a reward chooses")
     reward: Expression | None = Field(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import JudgeName, Weight
 from trimtab.decoders.preference import PATH, Resolved
 from trimtab.decoders.prompt.system import with_system
 from trimtab.decoders.registry import strategy
@@ -35,7 +35,7 @@ class RobustPreferenceSelection(Search):
 
     rows_field: ClassVar[str] = "directions"
     preferable: ClassVar[frozenset[str]] = frozenset({"preference"})
-    preference: dict[str, Weight] = Field(
+    preference: dict[JudgeName, Weight] = Field(
         min_length=2,
         max_length=8,
         description="weight of each attribute, by the name of the reward that measures it; only their ratios count",

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trimtab.decoders.params import ReaderName
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext
@@ -28,7 +29,7 @@ class RewardGuidedSpeculation(Search):
     """A draft model writes step after step; the base writes those again whose reward is below `delta`."""
 
     one_voice: ClassVar[bool] = True
-    draft: str = Field(description="name of the small language model; it has the base's vocabulary")
+    draft: ReaderName = Field(description="name of the small language model; it has the base's vocabulary")
     value: Expression = Field(description="reward of the answer up to the end of a step")
     delta: float = Field(0.7, allow_inf_nan=False, description="reward from which a drafted step is kept")
     accept: Literal["threshold", "clip"] = Field(

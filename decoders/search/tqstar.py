@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from trimtab.decoders.params import Weight, require_reward
+from trimtab.decoders.params import JudgeName, Weight, require_reward
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.search.base import Search, SearchContext
 from trimtab.engine.program import Answer, Draw, Extend, Op, Propose, Score
@@ -27,11 +27,11 @@ class TransferQStar(Search):
     temperature: ClassVar[float | None] = 0.0
     rows_field: ClassVar[str] = "k"
     one_voice: ClassVar[bool] = True
-    reward: str = Field(description="name of the guide that scores the text with its rollout")
+    reward: JudgeName = Field(description="name of the guide that scores the text with its rollout")
     w: Weight = Field(1.0, description="weight of the reward")
     k: int = Field(10, ge=1, le=64, description="candidates; no other token can be drawn")
     rollout: int = Field(20, ge=0, le=512, description="tokens to look ahead, greedily; 0 scores the candidate alone")
-    baseline_reward: str | None = Field(
+    baseline_reward: JudgeName | None = Field(
         None, description="reward that the rolling model is aligned to: then (reward - baseline_reward) / beta counts"
     )
     beta: float | None = Field(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from trimtab.decoders.params import Count
+from trimtab.decoders.params import Count, ReaderName
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.rewards import Expression
 from trimtab.decoders.search.base import Search, SearchContext
@@ -37,8 +37,8 @@ class TreeBoN(Search):
     segment: Count | None = Field(
         None, description="tokens of a layer, the last of which goes to the end; max_tokens / layers if not given"
     )
-    dpo: str | None = Field(None, description="language model that was tuned by DPO")
-    ref: str = Field(BASE, description="the same model before, or `base`")
+    dpo: ReaderName | None = Field(None, description="language model that was tuned by DPO")
+    ref: ReaderName = Field(BASE, description="the same model before, or `base`")
     value: Expression | None = Field(None, description="what scores the unfinished drafts, in place of dpo and ref")
     reward: Expression = Field(description="picks among the final answers")
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from trimtab.decoders.params import Count, Weight
+from trimtab.decoders.params import Count, ScorerName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -18,7 +18,7 @@ class Args(Steer):
     """`z_base + w * r(h, v)` on the k likeliest tokens; greedy in the paper (temperature 0)."""
 
     temperature: ClassVar[float | None] = 0.0
-    reward: str = Field(description="name of the guide that scores candidates")
+    reward: ScorerName = Field(description="name of the guide that scores candidates")
     w: Weight = Field(1.5, description="weight of the reward")
     k: Count = Field(10, description="candidates")
 

@@ -6,7 +6,7 @@ in one product; a scorer reads the likeliest ones.
 
 from pydantic import Field
 
-from trimtab.decoders.params import Count, Weight
+from trimtab.decoders.params import Count, ScorerName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -24,7 +24,7 @@ SCORED = 20
 class Cd(Steer):
     """`z_base + lam * V(h, v)` on all tokens with a head of the whole vocabulary, else on the k likeliest."""
 
-    value: str = Field(description="name of the guide that gives the values")
+    value: ScorerName = Field(description="name of the guide that gives the values")
     lam: Weight = Field(1.0, description="weight of the value")
     k: Count | None = Field(None, description=f"candidates; null: all for a head, {SCORED} for a scorer")
 

@@ -5,7 +5,7 @@ The amateur may be `base` itself: without the prompt it shows what the prompt ad
 
 from pydantic import Field
 
-from trimtab.decoders.params import Share, Weight
+from trimtab.decoders.params import ReaderName, Share, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import AS_IT_IS, Draft, PromptView
@@ -20,7 +20,7 @@ from trimtab.decoders.steer.draft import AS_IT_IS, Draft, PromptView
 class Contrastive(Steer):
     """`(1 + beta) * lp_base - beta * lp_amateur` on tokens with p >= alpha * max p."""
 
-    amateur: str = Field(description="name of the weaker language model, or `base`")
+    amateur: ReaderName = Field(description="name of the weaker language model, or `base`")
     alpha: Share = Field(0.1, description="least probability under the base, relative to its likeliest token")
     beta: Weight = Field(0.5, description="strength of the contrast")
     amateur_sees_prompt: bool = Field(True, description="false: the amateur reads the answer alone")

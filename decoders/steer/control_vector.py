@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import VectorName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -12,7 +12,7 @@ from trimtab.decoders.steer.draft import Draft
 class ControlVector(Steer):
     """`h_l += coeff * c_l` in every layer l of the vector, at every token."""
 
-    vector: str = Field(description="name of the control vector")
+    vector: VectorName = Field(description="name of the control vector")
     coeff: Weight = Field(1.0, description="strength; negative: away from it")
     measure_kl: bool = Field(False, description="run the plain model beside, so that reports compare with it")
 

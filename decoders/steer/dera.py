@@ -5,7 +5,7 @@ The KL strength beta of the aligned model's training becomes beta / lam; lam abo
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import ReaderName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -16,8 +16,8 @@ from trimtab.engine.plan import BASE
 class Dera(Steer):
     """`lp_ref + lam * (lp_aligned - lp_ref)`: 0 is the reference, 1 the aligned model, more is beyond it."""
 
-    aligned: str = Field(description="name of the aligned language model")
-    reference: str = Field(BASE, description="what it was aligned from")
+    aligned: ReaderName = Field(description="name of the aligned language model")
+    reference: ReaderName = Field(BASE, description="what it was aligned from")
     lam: Weight = Field(0.5, description="strength of the alignment")
 
     def steer(self, draft: Draft) -> None:

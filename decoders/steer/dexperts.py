@@ -5,7 +5,7 @@ The base's nucleus is taken first: the experts cannot raise what the base thinks
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import ReaderName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -15,8 +15,8 @@ from trimtab.decoders.steer.draft import Draft
 class DExperts(Steer):
     """`z_base + alpha * (z_expert - z_antiexpert)` on the base's nucleus of mass p."""
 
-    expert: str = Field(description="name of the language model with the attribute, or `base`")
-    antiexpert: str = Field(description="name of the language model against it")
+    expert: ReaderName = Field(description="name of the language model with the attribute, or `base`")
+    antiexpert: ReaderName = Field(description="name of the language model against it")
     alpha: Weight = Field(2.0, description="weight of the difference")
     p: float = Field(0.9, gt=0.0, le=1.0, description="mass of the base's nucleus")
 

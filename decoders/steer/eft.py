@@ -5,7 +5,7 @@ Several pairs of models are several parts in `steer`: parts add up.
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import ReaderName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -16,8 +16,8 @@ from trimtab.engine.plan import BASE
 class Eft(Steer):
     """`z_base + w * (z_tuned - z_reference)`: fine-tuning at another scale, emulated."""
 
-    tuned: str = Field(description="name of the fine-tuned language model")
-    reference: str = Field(BASE, description="what it was tuned from")
+    tuned: ReaderName = Field(description="name of the fine-tuned language model")
+    reference: ReaderName = Field(BASE, description="what it was tuned from")
     w: Weight = Field(1.0, description="weight of the difference")
 
     def steer(self, draft: Draft) -> None:

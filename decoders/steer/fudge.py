@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trimtab.decoders.params import Count, Weight
+from trimtab.decoders.params import Count, ScorerName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -12,7 +12,7 @@ from trimtab.decoders.steer.draft import Draft
 class Fudge(Steer):
     """`z_base + lam * log sigmoid(c(h, v))` on the k likeliest tokens, drawn from the `limit` best of them."""
 
-    classifier: str = Field(description="name of the guide whose logit says that the attribute will hold")
+    classifier: ScorerName = Field(description="name of the guide whose logit says that the attribute will hold")
     lam: Weight = Field(1.0, description="weight of the log-probability of the attribute")
     k: Count = Field(200, description="candidates")
     limit: Count = Field(10, description="best steered tokens to draw from")

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import ReaderName, Weight
 from trimtab.decoders.preference import PATH, Resolved
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
@@ -16,9 +16,9 @@ from trimtab.engine.errors import InvalidRequest
 class GenArm(Steer):
     """`lp_base + sum of alpha_i * lp_arm_i`; several arms are several objectives."""
 
-    arm: str | None = Field(None, description="name of the one autoregressive reward model")
+    arm: ReaderName | None = Field(None, description="name of the one autoregressive reward model")
     alpha: Weight = Field(1.0, description="weight of the arm; scales all of `arms`")
-    arms: dict[str, Weight] | None = Field(None, min_length=1, description="several, each with its weight")
+    arms: dict[ReaderName, Weight] | None = Field(None, min_length=1, description="several, each with its weight")
 
     @classmethod
     def preferred(cls, given: dict[str, Any], preference: Resolved) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from trimtab.decoders.params import ReaderName
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -11,7 +12,7 @@ from trimtab.decoders.steer.draft import Draft
 class Ivl(Steer):
     """`z_base + z_value`, by a language model whose raw logits were trained as corrections."""
 
-    value: str = Field(description="name of the language model to add")
+    value: ReaderName = Field(description="name of the language model to add")
 
     def steer(self, draft: Draft) -> None:
         draft.add(self.value, 1.0, field="value")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import ReaderName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -13,7 +13,7 @@ from trimtab.engine.plan import BASE
 class Mixture(Steer):
     """`sum of w_i * z_i`; the base counts 1 unless it is listed."""
 
-    weights: dict[str, Weight] = Field(min_length=1, description="guides, and `base`, with their weights")
+    weights: dict[ReaderName, Weight] = Field(min_length=1, description="guides, and `base`, with their weights")
 
     def steer(self, draft: Draft) -> None:
         for name, weight in self.weights.items():

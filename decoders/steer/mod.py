@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trimtab.decoders.params import Share
+from trimtab.decoders.params import ReaderName, Share
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -15,7 +15,7 @@ from trimtab.decoders.steer.draft import Draft
 class Mod(Steer):
     """`sum of w_i * lp_i`, the w_i adding up to 1; with alpha, their power mean of probabilities."""
 
-    weights: dict[str, Share] = Field(min_length=1, description="guides, and `base`, with their weights")
+    weights: dict[ReaderName, Share] = Field(min_length=1, description="guides, and `base`, with their weights")
     alpha: float = Field(
         0.0,
         ge=-100.0,

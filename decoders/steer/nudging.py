@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from trimtab.decoders.params import Share
+from trimtab.decoders.params import LanguageName, Share
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -19,7 +19,7 @@ class Nudging(Steer):
     """The aligned model speaks while the base's `max p < gamma`, else the base; greedy in the paper (temperature 0)."""
 
     temperature: ClassVar[float | None] = 0.0
-    aligned: str = Field(description="name of the aligned language model")
+    aligned: LanguageName = Field(description="name of the aligned language model")
     gamma: Share = Field(0.4, description="probability of its likeliest token from which the base speaks")
     draft: int = Field(16, ge=1, le=256, description="tokens that the aligned model drafts at most at a time")
 

@@ -5,7 +5,7 @@ The guide reads a system message that states the preference; the base reads the 
 
 from pydantic import Field
 
-from trimtab.decoders.params import Count, Share
+from trimtab.decoders.params import Count, ReaderName, Share
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft, PromptView
@@ -15,7 +15,7 @@ from trimtab.decoders.steer.draft import Draft, PromptView
 class Pad(Steer):
     """`(1 - w) * lp_base + w * lp_arm` on the k likeliest tokens, the guide told of the preference."""
 
-    arm: str = Field(description="name of the personalised language model")
+    arm: ReaderName = Field(description="name of the personalised language model")
     w: Share = Field(0.5, description="share of the guide; 1: the base gives candidates alone")
     k: Count = Field(10, description="candidates")
     preference: str | None = Field(None, description="system message of the guide; null: that of the request")

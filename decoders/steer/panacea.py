@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import AdapterName, Weight
 from trimtab.decoders.preference import Resolved
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
@@ -20,7 +20,7 @@ class Panacea(Steer):
     """`W + strength * B diag(1, lambda) A`: the base with an adapter that has a block for each attribute."""
 
     preferable: ClassVar[frozenset[str]] = frozenset({"preference"})
-    guide: str = Field(description="name of the adapter")
+    guide: AdapterName = Field(description="name of the adapter")
     preference: dict[str, Part] = Field(
         min_length=1, description="lambda: attributes of the adapter with their weights; those left out count 0"
     )

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import ReaderName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -12,8 +12,8 @@ from trimtab.decoders.steer.draft import Draft
 class ProxyTuning(Steer):
     """`z_base + alpha * (z_expert - z_antiexpert)`: what tuning taught a small model, given to the base."""
 
-    expert: str = Field(description="name of the tuned language model")
-    antiexpert: str = Field(description="name of the same model before tuning")
+    expert: ReaderName = Field(description="name of the tuned language model")
+    antiexpert: ReaderName = Field(description="name of the same model before tuning")
     alpha: Weight = Field(1.0, description="weight of the difference")
 
     def steer(self, draft: Draft) -> None:

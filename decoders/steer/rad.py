@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trimtab.decoders.params import Count, Weight
+from trimtab.decoders.params import Count, ScorerName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -12,7 +12,7 @@ from trimtab.decoders.steer.draft import Draft
 class Rad(Steer):
     """`z_base + beta * clamp(r(h, v), 0, 1)` on the k likeliest tokens."""
 
-    reward: str = Field(description="name of the guide that scores candidates")
+    reward: ScorerName = Field(description="name of the guide that scores candidates")
     beta: Weight = Field(30.0, description="weight of the reward")
     k: Count = Field(20, description="candidates")
 

@@ -5,7 +5,7 @@ Only the hidden state that the LM head reads moves; keys and values stay as they
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import HeadName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -20,7 +20,7 @@ from trimtab.decoders.steer.draft import Draft
 class ReControl(Steer):
     """`h += lr * dV/dh`, n times, on the last hidden state, before the LM head."""
 
-    value: str = Field(description="name of the value head with one output")
+    value: HeadName = Field(description="name of the value head with one output")
     lr: Weight = Field(1.0, description="step size")
     n: int = Field(30, ge=1, le=1000, description="steps")
 

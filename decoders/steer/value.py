@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trimtab.decoders.params import Weight
+from trimtab.decoders.params import ScorerName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -13,7 +13,7 @@ from trimtab.kernels.mixing import Transform
 class Value(Steer):
     """`s + weight * transform(V(h, v))` on the candidates, which a part `candidates` names."""
 
-    guide: str = Field(description="name of the guide that scores candidates")
+    guide: ScorerName = Field(description="name of the guide that scores candidates")
     weight: Weight = Field(1.0, description="weight of the value")
     transform: Transform = Field("identity", description="centre: minus the mean over the candidates")
 

@@ -5,7 +5,7 @@ The mean value of the candidates is taken off, so that they trade mass among the
 
 from pydantic import Field
 
-from trimtab.decoders.params import Count, Weight
+from trimtab.decoders.params import Count, ScorerName, Weight
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -15,7 +15,7 @@ from trimtab.decoders.steer.draft import Draft
 class Vas(Steer):
     """`z_base + beta * (V(h, v) - mean V)` on the k likeliest tokens, `z_base` on all others."""
 
-    value: str = Field(description="name of the guide that gives the values")
+    value: ScorerName = Field(description="name of the guide that gives the values")
     beta: Weight = Field(3.0, description="weight of the value")
     k: Count = Field(20, description="candidates")
 

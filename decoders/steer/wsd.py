@@ -5,7 +5,7 @@ The base takes over once, for good, at the first window of tokens that it finds 
 
 from pydantic import Field
 
-from trimtab.decoders.params import Share
+from trimtab.decoders.params import LanguageName, Share
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.steer.base import Steer
 from trimtab.decoders.steer.draft import Draft
@@ -16,7 +16,7 @@ from trimtab.engine.plan import GatePlan
 class Wsd(Steer):
     """The aligned model speaks until `(p_1 ... p_window) ** (1 / window) >= threshold` under the base."""
 
-    aligned: str = Field(description="name of the small aligned language model")
+    aligned: LanguageName = Field(description="name of the small aligned language model")
     window: int = Field(6, ge=1, le=256, description="tokens of the base whose mean decides")
     threshold: Share = Field(0.8, description="geometric mean probability from which the base takes over")
     draft: int = Field(16, ge=1, le=256, description="tokens that the aligned model drafts at most at a time")

@@ -15,6 +15,7 @@ class StreamOptions(Wire):
 
     include_usage: bool | None = None
     include_progress: bool | None = None
+    include_trace: bool | None = None
 
 
 class SamplingFields(Wire):
@@ -61,6 +62,11 @@ class SamplingFields(Wire):
     def include_progress(self) -> bool:
         """Whether a stream tells how far a search is."""
         return self.stream_options is not None and bool(self.stream_options.include_progress)
+
+    @property
+    def include_trace(self) -> bool:
+        """Whether each chunk of a stream carries the trace of its tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_trace)
 
     def check_stream(self) -> None:
         """Raise InvalidRequest for stream_options without stream."""

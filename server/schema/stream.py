@@ -17,6 +17,8 @@ class Piece(BaseModel):
     logprobs: dict[str, Any] | None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
+    trace: list[dict[str, Any]] | None = None
+    """a record for each token of the chunk, where `include_trace` asks for it"""
 
 
 class ChatDelta(BaseModel):

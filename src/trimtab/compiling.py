@@ -78,7 +78,7 @@ class Compiler:
             self.sampling,
             seed=self.seed,
             eos_ids=base.eos_ids,
-            trace=spec.trace == "tokens",
+            trace=spec.traces_tokens,
             measured=spec.measured,
         )
         judging = {name for expression in spec.search.expressions().values() for name in expression.guides}

@@ -258,6 +258,7 @@ class LLM:
                 priority=request.priority,
                 guides=prepared.needs,
                 discreet=prepared.spec.watch is not None,
+                tree=prepared.spec.traces_search,
             )
         )
 

@@ -1,21 +1,18 @@
 """A real server on a tiny model with a guide for every role, and a small benchmark to run against it."""
 
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from running import Running
 from steered import furnish, guides, load
 
 from trimtab.bench.records import Row
 from trimtab.bench.start import start
-from trimtab.server.app import create_app
-from trimtab.server.serve import DrainingServer, bind, uvicorn_config
-from trimtab.server.settings import ServerSettings, Settings
+from trimtab.server.settings import ServerSettings
 
 PROMPTS = [
     {"id": f"p{number}", "category": ("kind", "plain")[number % 2], "prompt": f"Say {number}."} for number in range(6)
@@ -30,19 +27,11 @@ SETTINGS: list[dict[str, Any]] = [
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The server's URL. Its model is called `base`."""
     place = furnish(tmp_path_factory.mktemp("models"))
-    settings = ServerSettings(port=0)
     lexicon = {"role": "program", "kind": "lexicon", "weights": {"good": 1.0}}  # what measures the attribute praise
     with load(place / "base", {**guides(place), "lexicon": lexicon}) as llm:
-        listener = bind(settings)
-        app = create_app(llm, Settings(server=settings))
-        server = DrainingServer(app.state.service, uvicorn_config(app))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+        running = Running(llm, ServerSettings())
+        yield running.url
+        running.stop()
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from running import Running
 from steered import furnish, guides, load
 
 from trimtab.clients.aio import AsyncTrimtabClient
 from trimtab.clients.client import TrimtabClient
 from trimtab.clients.stream import Event
-from trimtab.server.app import create_app
-from trimtab.server.serve import DrainingServer, bind, uvicorn_config
-from trimtab.server.settings import ServerSettings, Settings
+from trimtab.server.settings import ServerSettings
 
 DECODING = {
     "spec": {"strategy": "best_of_n", "n": 2},
@@ -185,18 +184,10 @@ def sockets() -> Iterator[Sockets]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real server, on a tiny model with a guide for every role; its URL. The model is called `base`."""
     place = furnish(tmp_path_factory.mktemp("models"))
-    settings = ServerSettings(port=0)
     with load(place / "base", guides(place)) as llm:
-        listener = bind(settings)
-        app = create_app(llm, Settings(server=settings))
-        server = DrainingServer(app.state.service, uvicorn_config(app))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+        running = Running(llm, ServerSettings())
+        yield running.url
+        running.stop()
 
 
 class Client:

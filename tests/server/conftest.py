@@ -1,7 +1,6 @@
 """A tiny random model behind a real uvicorn, and engines that misbehave in ways the real one cannot be made to."""
 
 import threading
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +12,7 @@ import httpx2
 import pytest
 import torch
 from openai import OpenAI
+from running import Running, wait_until
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -39,8 +39,6 @@ from trimtab.engine.settings import EngineSettings
 from trimtab.engine.vocabulary import Vocabulary
 from trimtab.llm import LLM
 from trimtab.requests import GenerationRequest, PreparedRequest
-from trimtab.server.app import create_app
-from trimtab.server.serve import DrainingServer, bind, uvicorn_config
 from trimtab.server.settings import ServerSettings, Settings
 
 TEMPLATE = (
@@ -109,7 +107,8 @@ class FakeLLM:
         self.draining = False
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        spec, plan = DecodingSpec.parse(request.decoding), SteerPlan(SamplingParams(), 7, frozenset())
+        spec = DecodingSpec.parse(request.decoding)
+        plan = SteerPlan(SamplingParams(), 7, frozenset(), trace=spec.traces_tokens)
         return PreparedRequest(request, array("q", [1, 2]), spec, plan, 9, request.n, cast(Compiler, None))
 
     def personal(self, tenant: str | None) -> Personal:
@@ -153,29 +152,6 @@ class FakeLLM:
         thread = threading.Thread(target=deliver, args=([(handle, event)],))
         thread.start()
         thread.join()
-
-
-class Running:
-    """An app in a thread; `url` is where it listens."""
-
-    def __init__(
-        self, llm: LLM, given: ServerSettings | Settings, source: Callable[[], Settings] | None = None
-    ) -> None:
-        settings = given if isinstance(given, Settings) else Settings(server=given)
-        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": 0})})
-        app = create_app(llm, settings, source)
-        listener = bind(settings.server)
-        self.service = app.state.service
-        self.server = DrainingServer(self.service, uvicorn_config(app))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
-        self.thread.start()
-        wait_until(lambda: self.server.started)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(10)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture(scope="session")
@@ -236,14 +212,6 @@ def _starting() -> Iterator[Callable[..., Running]]:
 def fake() -> FakeLLM:
     """An engine that does what the test tells it to."""
     return FakeLLM(Vocabulary(tiny_tokenizer()))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Poll until the condition holds; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.005)
 
 
 @pytest.fixture(name="wait_until")

@@ -87,8 +87,9 @@ def test_serve_answers_and_ends_on_sigterm(model_folder: Path) -> None:
     command = [*TRIMTAB, "serve", "--port", "0", "--model", str(model_folder), "--threads", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
+        lines = [process.stdout.readline() for _ in range(4)]
         url = lines[0].split()[-1]
+        assert lines[3].split()[-1] == f"{url}/"
         assert f"curl {url}/v1/chat/completions" in lines[1]
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
         assert httpx2.post(url + "/v1/chat/completions", json=body, timeout=30).status_code == 200

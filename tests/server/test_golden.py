@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import httpx2
 import pytest
 
 from trimtab.engine.errors import GuideError
-from trimtab.engine.results import Candidate, Choice, Delta, Result, TokenLogprob, Usage
+from trimtab.engine.results import Candidate, Choice, Delta, Result, TokenLogprob, TokenTrace, Usage
 from trimtab.server.schema.stream import ChatChunk, StreamError, TextChunk
 from trimtab.server.settings import ServerSettings
 
@@ -46,10 +47,12 @@ class Stage:
         if path == CHAT or body.get("echo"):  # what is sent before the engine has said anything
             self.seen('"role"' if path == CHAT else '"text"')
 
-    def say(self, text: str, *, choice: int = 0, ids: Sequence[int] = (65,), logprobs: Any = None) -> None:
+    def say(
+        self, text: str, *, choice: int = 0, ids: Sequence[int] = (65,), logprobs: Any = None, trace: Any = None
+    ) -> None:
         """One delta of the engine, and the chunk that tells of it."""
         before = len(self.received)
-        self.fake._deliver(-1, Delta(choice, text, tuple(ids), logprobs))
+        self.fake._deliver(-1, Delta(choice, text, tuple(ids), logprobs, trace=trace))
         self._wait(lambda: len(self.received) > before)
 
     def end(self, *choices: Choice, search: bool = False) -> str:
@@ -112,6 +115,21 @@ def with_logprobs(stage: Stage) -> str:
     return stage.end(ended("Hé", ids=(39, 127, 102)))
 
 
+def record(token: int, kl: float) -> TokenTrace:
+    top = ((token, -0.5), (66, float("-inf")))
+    return TokenTrace(token, "steered", -0.5, -0.25, 1.5, 2.0, kl, (("kind", 0.75), ("short", None)), top, top)
+
+
+def with_trace(stage: Stage) -> str:
+    """Half a character has no text yet; the words at the end are the program's own."""
+    records = tuple(record(token, kl) for token, kl in ((39, 0.1), (127, 0.2), (102, float("nan"))))
+    stage.say("H", ids=(39,), trace=records[:1])
+    stage.say("", ids=(127,), trace=records[1:2])
+    stage.say("é", ids=(102,), trace=records[2:])
+    stage.say(".", ids=(13,), trace=())
+    return stage.end(replace(ended("Hé.", ids=(39, 127, 102, 13)), trace=records))
+
+
 def token_ids(stage: Stage) -> str:
     stage.say("H", ids=(39,))
     stage.say("", ids=(127,))
@@ -156,6 +174,11 @@ SCENES: dict[str, tuple[str, dict[str, Any], Callable[[Stage], str]]] = {
     "chat_usage": (CHAT, {**ASKED, **USAGE}, plain),
     "chat_two_choices": (CHAT, {**ASKED, "n": 2}, two_choices),
     "chat_logprobs": (CHAT, {**ASKED, "logprobs": True, "top_logprobs": 2}, with_logprobs),
+    "chat_trace": (
+        CHAT,
+        {**ASKED, "stream_options": {"include_usage": True, "include_trace": True}, "decoding": {"trace": "tokens"}},
+        with_trace,
+    ),
     "chat_token_ids": (CHAT, {**ASKED, "return_token_ids": True}, token_ids),
     "chat_split_character": (CHAT, ASKED, split_character),
     "chat_stop_string": (CHAT, {**ASKED, "stop": "END"}, stop_string),

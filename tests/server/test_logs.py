@@ -104,14 +104,14 @@ def test_text_holds_the_same_on_one_line(fake: Any, answered: Any, log: Any) -> 
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-def test_probes_are_told_at_debug(fake: Any, start: Any, log: Any, level: str) -> None:
+def test_probes_and_the_page_are_told_at_debug(fake: Any, start: Any, log: Any, level: str) -> None:
     end = log(format="json", level=level)
     running = start(fake)
-    for path in ("/health", "/ready", "/metrics", "/version"):
+    for path in ("/health", "/ready", "/metrics", "/version", "/", "/static/index.html"):
         httpx2.get(running.url + path)
     running.stop()
     told = {line["route"]: line["level"] for line in requests(end())}
-    probes = dict.fromkeys(("/health", "/ready", "/metrics"), "debug")
+    probes = dict.fromkeys(("/health", "/ready", "/metrics", "/", "/static/{path:path}"), "debug")
     assert told == ({"/version": "info"} | (probes if level == "debug" else {}))
 
 

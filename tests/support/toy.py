@@ -245,7 +245,7 @@ class Toy:
             sampling,
             seed=sampling.seed or 0,
             eos_ids=self._eos,
-            trace=spec.trace == "tokens",
+            trace=spec.traces_tokens,
             measured=spec.measured,
         )
 
@@ -320,6 +320,8 @@ class Toy:
                 strategy=spec.strategy,
                 priority=priority,
                 prompt_logprobs=prompt_logprobs,
+                discreet=spec.watch is not None,
+                tree=spec.traces_search,
                 grammar=None if grammar is None else partial(self.grammars.start, grammar),
             )
         )
