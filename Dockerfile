@@ -2,6 +2,13 @@
 #                                                         comes with CUDA libraries that this variant never uses)
 # docker build -t trimtab:cuda --build-arg VARIANT=cuda . CUDA (run it with --gpus all)
 # docker run -p 8000:8000 -v trimtab-cache:/cache trimtab [options of `trimtab serve`]
+FROM node:22-bookworm-slim AS page
+WORKDIR /page
+COPY package.json package-lock.json .npmrc ./
+RUN npm ci --omit=dev --no-audit --no-fund
+COPY server/libraries.js server/
+RUN npm run --silent page
+
 FROM python:3.12-slim-bookworm
 
 ARG VARIANT=cpu
@@ -25,6 +32,7 @@ COPY constraints.txt ./
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch
 
 COPY . .
+COPY --from=page /page/server/static/lib server/static/lib
 RUN pip install -c constraints.txt .
 
 # Downloaded models and compiled kernels live in the volume and outlast the container, whose own files nobody writes.

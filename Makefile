@@ -3,16 +3,22 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PACKED := node_modules/.package-lock.json
+PAGE   := server/static/lib/preact.js
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint fix serve bench bench-gpu bench-handwritten bench-norms bench-preferences bench-throughput \
+.PHONY: help install page test browser-test lint fix serve bench bench-gpu bench-handwritten bench-norms bench-preferences bench-throughput \
         bench-urial fuzz soak docs types demo-guides
+# What the playground lacks without Node.js is said in one line, and everything else goes on.
+UNBUILT := the playground at / is not built, all else works; when Node.js is there: make page
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create .venv with the pinned versions (PYTHON=python3.12 picks another Python)
+	@if ! command -v npm >/dev/null; then echo "no npm: $(UNBUILT)"; \
+	elif ! $(MAKE) --no-print-directory page >/dev/null 2>&1; then echo "npm failed: $(UNBUILT)"; fi
 
 # torch goes first and alone, so that no other package's range can choose the build.
 $(STAMP): pyproject.toml constraints.txt
@@ -22,17 +28,32 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+page: $(PAGE)  ## fetch the libraries of the playground into server/static/lib (needs Node.js)
+
+$(PACKED): package.json package-lock.json .npmrc
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js (apt-get install nodejs npm)" >&2; exit 1; }
+	npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000
+	@touch $@
+
+$(PAGE): $(PACKED) server/libraries.js
+	npm run --silent page
+
 test: install  ## run the tests (ARGS="-m 'not demo'" leaves out those on the real model)
 	$(BIN)/pytest $(ARGS)
+
+browser-test: install  ## run the tests of the playground in Chromium alone; pictures in test-artifacts/
+	$(BIN)/pytest -m browser $(ARGS)
 
 lint: install  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@if [ -e $(PACKED) ]; then npm run --silent lint; else echo "no npm: the playground is left out of the check"; fi
 
 fix: install  ## format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	@if [ -e $(PACKED) ]; then npm run --silent fix; fi
 
 serve: install  ## serve the demo model on port 8000 (ARGS="--help" lists the options)
 	$(BIN)/trimtab serve $(ARGS)

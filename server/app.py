@@ -15,6 +15,7 @@ from trimtab.server import (
     norms,
     openapi,
     operations,
+    page,
     profiles,
     scoring,
     telemetry,
@@ -56,7 +57,7 @@ def create_app(llm: "LLM", settings: Settings, source: Callable[[], Settings] | 
     app.add_middleware(RequestEnvelope)
     app.add_middleware(HeadAsGet)
     errors.install(app)
-    for part in (chat, completions, scoring, listings, profiles, admin, norms, operations):
+    for part in (chat, completions, scoring, listings, profiles, admin, norms, operations, page):
         app.include_router(part.routes(service))
     openapi.install(app, settings.server)
     return app

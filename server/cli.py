@@ -36,6 +36,9 @@ ContextOption = Annotated[int | None, typer.Option(help="tokens of prompt and an
 ShutdownOption = Annotated[
     float | None, typer.Option(help="seconds for running requests after SIGTERM", show_default="30")
 ]
+PlaygroundOption = Annotated[
+    bool | None, typer.Option("--playground/--no-playground", help="the page at /", show_default="on")
+]
 AutoOption = Annotated[
     Path | None, typer.Option(help="profile of `trimtab bench`, by which strategy auto chooses", show_default="none")
 ]
@@ -53,6 +56,7 @@ def serve(
     context_length: ContextOption = None,
     shutdown_timeout: ShutdownOption = None,
     auto: AutoOption = None,
+    playground: PlaygroundOption = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="print the settings as YAML with their origins, and end")
     ] = False,
@@ -61,7 +65,7 @@ def serve(
     from trimtab.server.settings import Source, explained
 
     overrides = _given(
-        server={"host": host, "port": port, "shutdown_timeout": shutdown_timeout},
+        server={"host": host, "port": port, "shutdown_timeout": shutdown_timeout, "playground": playground},
         engine={
             "model": model,
             "dtype": dtype,

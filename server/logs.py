@@ -25,6 +25,8 @@ QUEUE = 10_000
 """lines that may wait for a slow reader of standard error; those beyond are counted and dropped"""
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """asked every few seconds: their successes are told at level debug"""
+PAGE, FILES = "/", "/static/{path:path}"
+"""routes of the playground; each load asks for dozens of files, so their successes are told at level debug, too"""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -83,11 +85,11 @@ class RequestRecord:
         return {name: value for name, value in told.items() if value is not None}
 
     def write(self) -> None:
-        """Log the request: debug for probes that went well, warning for what failed here, else info."""
+        """Log the request: debug for probes and files that went well, warning for what failed here, else info."""
         level = logging.INFO
         if self.status is not None and self.status >= 500:
             level = logging.WARNING
-        elif self.route in PROBES and self.status == 200:
+        elif self.route in {*PROBES, PAGE, FILES} and self.status in (200, 304):
             level = logging.DEBUG
         if access.isEnabledFor(level):
             access.log(level, "request", extra={"told": self.fields()})

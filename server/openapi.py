@@ -106,7 +106,7 @@ def _operations(app: FastAPI, document: dict[str, Any]) -> Iterator[tuple[str, d
     """Every operation of the document: its path, itself, and the route behind it."""
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        if isinstance(route, APIRoute):
+        if isinstance(route, APIRoute) and route.include_in_schema:
             path = cast(str, context.path_format)
             for method in route.methods or ():
                 yield path, document["paths"][path][method.lower()], route

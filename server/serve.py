@@ -132,7 +132,8 @@ class DrainingServer(uvicorn.Server):
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, self._service.try_reload))
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            print(_welcome(f"http://{_reachable(host)}:{port}", next(iter(self._service.llms))), flush=True)
+            url = f"http://{_reachable(host)}:{port}"
+            print(_welcome(url, next(iter(self._service.llms)), self._service.settings.playground), flush=True)
 
 
 def _reachable(host: str) -> str:
@@ -141,9 +142,10 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _welcome(url: str, model: str) -> str:
+def _welcome(url: str, model: str, playground: bool) -> str:
+    page = f"\n  see what steering does: {url}/" if playground else ""
     return (
         f"trimtab serves {model} at {url}\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
-        f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\''
+        f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'{page}'
     )

@@ -67,6 +67,7 @@ class ServerSettings(_Section):
         default=None, description="file of norms and profiles; absent: a temporary one, lost at the end"
     )
     telemetry: bool = Field(default=False, description="OpenTelemetry traces, set up by the OTEL_ variables")
+    playground: bool = Field(default=True, description="the page at /, which needs no key; what it asks does")
     log: LogSettings = LogSettings()
     limits: RequestLimits = RequestLimits()
 

@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from trimtab.engine.errors import TrimtabError
 from trimtab.engine.results import Result
-from trimtab.server.logs import PROBES
+from trimtab.server.logs import FILES, PAGE, PROBES
 
 if TYPE_CHECKING:
     from trimtab.requests import PreparedRequest
@@ -53,14 +53,14 @@ def check() -> None:
 
 
 def configuration(enabled: bool) -> TelemetryConfig:
-    """What FastAPI records by itself: a span per request, not of probes. Metrics and errors are told elsewhere."""
+    """What FastAPI records by itself: a span per request but of probes and the page; the rest is told elsewhere."""
     return {
         "tracing": enabled,
         "metrics": False,
         "logs": False,
         "operation_spans": False,
         "auto_configure": enabled and isinstance(trace.get_tracer_provider(), ProxyTracerProvider),
-        "exclude": _is_probe,
+        "exclude": _is_untold,
     }
 
 
@@ -119,8 +119,9 @@ def fail(span: Span, error: str) -> None:
     span.end()
 
 
-def _is_probe(scope: Scope) -> bool:
-    return scope["path"] in PROBES
+def _is_untold(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path in {*PROBES, PAGE} or path.startswith(FILES.partition("{")[0])
 
 
 def _installed(module: str) -> bool:

@@ -1,0 +1,231 @@
+// The conversation, a column for each setting, and what all answers together show.
+
+import { html, useCallback, useEffect, useRef, useState } from "../lib/preact.js";
+import { beginnings } from "../model/align.js";
+import { MOST_SETTINGS, initial, messages, reduce, restored, shared } from "../model/session.js";
+import { rewardSoFar } from "../net/prefixes.js";
+import { decode, encode } from "../share/link.js";
+import { BranchDialog } from "./branch_dialog.js";
+import { Charts } from "./charts.js";
+import { Column } from "./column.js";
+import { Composer } from "./composer.js";
+import { Conversation } from "./conversation.js";
+import { Dialog } from "./dialog.js";
+import { Gallery } from "./gallery.js";
+import { Header } from "./header.js";
+import { Help } from "./help.js";
+import { isRunning, useRuns } from "./runs.js";
+import { TokenLegend } from "./tokens.js";
+
+const OPENING = ["sample", "best_of_n", "genarm"];
+
+/**
+ * @param {{api: import("../net/api.js").Api, catalogue: import("../model/catalogue.js").Catalogue, onKey: () => void,
+ *   onGone: () => void}} props
+ */
+export function Workbench({ api, catalogue, onKey, onGone }) {
+  const [state, setState] = useState(() => opening(catalogue));
+  const latest = useRef(state);
+  const put = (next) => setState((latest.current = next));
+  const act = useCallback((action) => put(reduce(latest.current, action)), []);
+  const [dialog, setDialog] = useState(/** @type {null | "presets" | "help"} */ (null));
+  const [branching, setBranching] = useState(/** @type {null | {run: any, index: number}} */ (null));
+  const [told, setTold] = useState("");
+  const onEnd = (run) => {
+    setTold(spoken(run));
+    if (run.error?.kind === "gone" || run.error?.kind === "cut") onGone();
+    if (run.error?.status === 401) onKey();
+  };
+  const { runs, points, start, stop, clear } = useRuns(api, catalogue, onEnd);
+  useStopKey(stop);
+  useLink((linked) => {
+    clear();
+    put(linked);
+  }, catalogue);
+
+  const running = Object.values(runs).some(isRunning);
+  const adopted = () => runs[latest.current.adopted] ?? Object.values(runs).find((run) => run.phase === "done") ?? null;
+  const go = (next) => {
+    put(next);
+    start(next, next.settings);
+  };
+  const ask = (text) => {
+    const run = adopted();
+    const { turns } = latest.current;
+    if (run) {
+      const answer = { content: run.prefix + run.text, label: run.label };
+      go(reduce(latest.current, { type: "ask", content: text, answer }));
+    } else if (turns.at(-1)?.role === "user") {
+      go(reduce(latest.current, { type: "edit-turn", index: turns.length - 1, content: text })); // nobody has answered it
+    } else {
+      go(reduce(latest.current, { type: "ask", content: text, answer: null }));
+    }
+  };
+  const edit = (index, content) => {
+    clear();
+    go(reduce(latest.current, { type: "edit-turn", index, content }));
+  };
+  const again = () => {
+    const { sampling } = latest.current;
+    go(
+      reduce(latest.current, { type: "patch", changes: { sampling: { ...sampling, seed: (sampling.seed ?? 0) + 1 } } }),
+    );
+  };
+  const onPick = (preset) => {
+    clear();
+    setDialog(null);
+    const set = reduce(reduce(latest.current, { type: "clear" }), { type: "preset", preset });
+    go(reduce(set, { type: "ask", content: preset.prompt, answer: null }));
+  };
+  const runOne = useCallback((id) => {
+    const now = latest.current;
+    if (messages(now).length) start(now, [now.settings.find((each) => each.id === id)]);
+  }, []);
+  const onBranch = useCallback((run, index) => setBranching({ run, index }), []);
+  const judge = useCallback((run) => rewardSoFar(api, latest.current.reward, run.asked, beginnings(run)), [api]);
+  const branch = (target) => {
+    const prefix = beginnings(branching.run)[branching.index];
+    setBranching(null);
+    const next =
+      typeof target === "string" ? latest.current : reduce(latest.current, { type: "add-setting", decoding: target });
+    put(next);
+    const setting =
+      typeof target === "string" ? next.settings.find((each) => each.id === target) : next.settings.at(-1);
+    start(next, [setting], prefix);
+  };
+
+  return html`
+    <${Header}
+      catalogue=${catalogue}
+      state=${state}
+      act=${act}
+      link=${() => `${location.origin}${location.pathname}#${encode(shared(latest.current))}`}
+      onPresets=${() => setDialog("presets")}
+      onHelp=${() => setDialog("help")}
+      onKey=${onKey}
+    />
+    <main class="workbench">
+      <${Conversation}
+        turns=${state.turns}
+        running=${running}
+        onEdit=${edit}
+        onClear=${() => {
+          clear();
+          act({ type: "clear" });
+        }}
+      />
+      <${Composer}
+        state=${state}
+        act=${act}
+        running=${running}
+        answered=${state.turns.length > 0}
+        onAsk=${ask}
+        onStop=${stop}
+        onAgain=${again}
+      />
+      ${Object.values(runs).some((run) => run.request.decoding.trace) && html`<${TokenLegend} />`}
+      <div class="columns">
+        ${state.settings.map(
+          (setting, index) => html`
+            <${Column}
+              key=${setting.id}
+              number=${index + 1}
+              setting=${setting}
+              run=${runs[setting.id] ?? null}
+              catalogue=${catalogue}
+              reward=${state.reward}
+              gold=${state.gold}
+              alone=${state.settings.length === 1}
+              adopted=${state.adopted === setting.id}
+              asked=${state.turns.length > 0}
+              act=${act}
+              onRun=${runOne}
+              onBranch=${onBranch}
+              onKey=${onKey}
+            />
+          `,
+        )}
+      </div>
+      ${
+        state.settings.length < MOST_SETTINGS &&
+        html`
+          <button
+            type="button"
+            class="button columns-add"
+            onClick=${() => act({ type: "add-setting", decoding: state.settings.at(-1).decoding })}
+          >
+            Add a column
+          </button>
+        `
+      }
+      <${Charts} state=${state} runs=${runs} points=${points} judge=${state.reward ? judge : null} />
+    </main>
+    <p class="hidden" role="status" aria-live="polite">${told}</p>
+    ${
+      dialog === "presets" &&
+      html`
+        <${Dialog} title="Presets" wide onClose=${() => setDialog(null)}
+          ><${Gallery} catalogue=${catalogue} onPick=${onPick}
+        /><//>
+      `
+    }
+    ${dialog === "help" && html`<${Help} onClose=${() => setDialog(null)} />`}
+    ${
+      branching &&
+      html`
+        <${BranchDialog}
+          prefix=${beginnings(branching.run)[branching.index]}
+          settings=${state.settings}
+          catalogue=${catalogue}
+          room=${state.settings.length < MOST_SETTINGS}
+          onBranch=${branch}
+          onClose=${() => setBranching(null)}
+        />
+      `
+    }
+  `;
+}
+
+/** What the address holds, or one column each for the plain model, a search and a way to steer, as far as the guides allow. */
+function opening(catalogue) {
+  const linked = fromAddress(catalogue);
+  if (linked) return linked;
+  const usable = OPENING.filter((name) => catalogue.missing(name) === null);
+  const state = initial(
+    catalogue.models,
+    usable.map((name) => catalogue.start(name)),
+  );
+  const reward = state.settings.map(({ decoding }) => decoding.reward).find(Boolean) ?? null;
+  return reduce(state, { type: "patch", changes: { reward } });
+}
+
+function fromAddress(catalogue) {
+  const found = location.hash.length > 1 ? decode(location.hash.slice(1)) : null;
+  return found && restored(found, catalogue);
+}
+
+function useLink(onLink, catalogue) {
+  useEffect(() => {
+    const read = () => {
+      const linked = fromAddress(catalogue);
+      if (linked) onLink(linked);
+    };
+    addEventListener("hashchange", read);
+    return () => removeEventListener("hashchange", read);
+  }, [catalogue]);
+}
+
+function useStopKey(stop) {
+  useEffect(() => {
+    const onKey = (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop();
+    document.addEventListener("keydown", onKey);
+    return () => document.removeEventListener("keydown", onKey);
+  }, []);
+}
+
+function spoken(run) {
+  if (run.phase === "failed") return `${run.label}: failed. ${run.error.message}`;
+  if (run.phase === "stopped") return `${run.label}: stopped.`;
+  const reward = run.rewards.reward === null ? "" : `, reward ${run.rewards.reward.toFixed(2)}`;
+  return `${run.label}: finished${reward}.`;
+}
