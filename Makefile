@@ -8,8 +8,8 @@ PAGE   := server/static/lib/preact.js
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install page test browser-test lint fix serve bench bench-gpu bench-handwritten bench-norms bench-preferences bench-throughput \
-        bench-urial fuzz soak docs types demo-guides
+.PHONY: help install page test browser-test lint fix serve bench bench-gpu bench-handwritten \
+        bench-norms bench-preferences bench-throughput bench-urial fuzz soak docs types demo-guides
 # What the playground lacks without Node.js is said in one line, and everything else goes on.
 UNBUILT := the playground at / is not built, all else works; when Node.js is there: make page
 
@@ -32,7 +32,7 @@ page: $(PAGE)  ## fetch the libraries of the playground into server/static/lib (
 
 $(PACKED): package.json package-lock.json .npmrc
 	@command -v npm >/dev/null || { echo "npm is missing: install Node.js (apt-get install nodejs npm)" >&2; exit 1; }
-	npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000
+	npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-timeout=10000
 	@touch $@
 
 $(PAGE): $(PACKED) server/libraries.js
@@ -48,7 +48,7 @@ lint: install  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@if [ -e $(PACKED) ]; then npm run --silent lint; else echo "no npm: the playground is left out of the check"; fi
+	@if [ -e $(PACKED) ]; then npm run --silent lint; else echo "not fetched (make page): the playground is left out of the check"; fi
 
 fix: install  ## format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .

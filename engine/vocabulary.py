@@ -303,13 +303,13 @@ class TextStream:
             return ""
         return self._emit(self._utf8.decode(b"", final=True), last=True)
 
-    def fork(self) -> TextStream:
-        """Return an independent copy."""
+    def fork(self, *, whole: bool = True) -> TextStream:
+        """Return an independent copy; one that is not `whole` goes on alike and has not all `text` so far."""
         copy = TextStream.__new__(TextStream)
         copy.__dict__.update(self.__dict__)
         copy._utf8 = _UTF8("replace")
         copy._utf8.setstate(self._utf8.getstate())
-        copy._final = self._final.copy()
+        copy._final = self._final.copy() if whole else self._final[-1:]  # whether there was any counts
         return copy
 
     def restart(self, ids: Sequence[int]) -> TextStream:

@@ -1,4 +1,4 @@
-// Copies what the playground uses of others' packages, and their licences, from node_modules to static/lib: `make page`.
+// Copies what the playground uses of other packages, and their licences, from node_modules to static/lib (`make page`).
 import { copyFileSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 

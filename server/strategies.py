@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, get_args
 
 from rich.console import Console
@@ -14,8 +15,9 @@ from trimtab.engine.budget import Budget
 from trimtab.server import auto
 
 
+@cache  # a tenth of a second of schemas, which stand as long as the process
 def described() -> list[dict[str, Any]]:
-    """Every strategy with the JSON Schema of its parameters."""
+    """Every strategy with the JSON Schema of its parameters; read only."""
     return [strategy.describe() for strategy in strategies().values()]
 
 
@@ -24,8 +26,9 @@ def listed(available: bool) -> list[dict[str, Any]]:
     return [*described(), auto.described(available)]
 
 
+@cache
 def described_rules() -> list[dict[str, Any]]:
-    """Every rule that `select` may name, with the JSON Schema of its parameters."""
+    """Every rule that `select` may name, with the JSON Schema of its parameters; read only."""
     return [
         {"name": _name(rule), "summary": _summary(rule), "schema": rule.model_json_schema()} for rule in _rules(AnyRule)
     ]

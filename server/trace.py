@@ -54,7 +54,7 @@ def tree(told: Tree, start: TextStream, silent: Collection[int]) -> dict[str, An
     for index, node in enumerate(told.nodes):
         while path[-1][0] != node.parent:
             path.pop()
-        stream = path[-1][1].fork()
+        stream = path[-1][1].fork(whole=False)
         path.append((index, stream))
         text = "".join(stream.push(token) for token in node.token_ids if token not in silent)
         nodes.append(

@@ -220,7 +220,10 @@ def test_the_oldest_branches_go_first_and_answers_stay(limit: str, monkeypatch: 
         (branch,) = root.fork(1)
         branch.push(token % VOCAB)
         branch.push(token % 7)
-        branch.free()
+        if token % 2:
+            branch.free()
+        else:
+            branch.trim(root.generated)  # lives on, and what it had written does not
         root.push(token % 5)
     waiting.push(9)
     tree = closed(start, [root], [root, dropped, waiting])
@@ -232,6 +235,22 @@ def test_the_oldest_branches_go_first_and_answers_stay(limit: str, monkeypatch: 
     assert len(tree.nodes) < 120 if limit == "nodes" else sum(len(node.token_ids) for node in tree.nodes) < 145
     assert tree.omitted > 20
     check(tree, [root, dropped, waiting], [root])
+
+
+def test_a_fork_of_what_was_left_out_begins_at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "NODES", 1)
+    start = opening()
+    dropped, other = start.fork(2)
+    for line, tokens in ((dropped, [1, 2]), (other, [3])):
+        for token in tokens:
+            line.push(token)
+        line.free()
+    (again,) = dropped.fork(1)
+    again.push(4)
+    again.trim(1)
+    tree = closed(start, [again], [again])
+    assert ends(tree) == [(), (1,)]
+    assert tree.nodes[1].fate == "chosen"
 
 
 def test_texts_of_another_vocabulary_are_left_out() -> None:

@@ -35,6 +35,8 @@ FAILED = pytest.StashKey[bool]()
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Where Chromium is: the variable CHROMIUM, or one of its names on the path."""
+    for picture in ARTIFACTS.glob("failed-*.png"):
+        picture.unlink()  # of another day
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip("no Chromium: apt-get install chromium, or name one by the variable CHROMIUM")

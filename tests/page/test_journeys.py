@@ -51,7 +51,7 @@ def test_a_comparison_streams_and_is_measured(page: Page, demo: str, shot: Calla
         expect(column(page, number).locator(".measure").first).to_contain_text(re.compile(r"-?\d\.\d{3}"))
     texts = [column(page, number).locator(".tokens-text").inner_text() for number in (1, 2, 3)]
     assert all(len(text) > 20 for text in texts)
-    assert len(set(texts)) == 3
+    assert len(set(texts)) > 1  # the best of eight may be the plain one
     coloured = "[class*=tokens-heat-]:not(.tokens-heat-0)"
     expect(column(page, 1).locator(coloured)).to_have_count(0)
     expect(column(page, 3).locator(coloured)).not_to_have_count(0)
@@ -61,16 +61,18 @@ def test_a_comparison_streams_and_is_measured(page: Page, demo: str, shot: Calla
 
 def test_a_token_tells_what_it_was_drawn_from(page: Page, demo: str, shot: Callable[[str], Path]) -> None:
     page.goto(demo)
-    ask(page, "Say something nice about rain.")
-    finished(page, 1)
-    finished(page, 3)
-    token = column(page, 3).locator(".tokens-token").nth(3)
+    page.get_by_role("button", name="Presets").click()
+    page.get_by_role("button", name="Try: Weak, medium, strong").click()
+    for number in (1, 2, 3):
+        finished(page, number)
+    token = column(page, 3).locator(".tokens-token").nth(6)
     token.hover()
     card = page.get_by_role("tooltip")
     expect(card).to_be_visible()
-    expect(card).to_contain_text("before")
-    expect(card).to_contain_text("after")
+    expect(card).to_contain_text("Top 5 before")
+    expect(card).to_contain_text("Top 5 after")
     expect(card.locator(".tokens-top-bar")).to_have_count(10)
+    expect(card.locator(".tokens-top-chosen").last).to_contain_text(token.inner_text().strip())
     shot("token")
     page.keyboard.press("Escape")
     expect(card).to_be_hidden()

@@ -134,7 +134,7 @@ def test_a_prompt_that_fails_or_is_left_ends_its_span(
 def test_nothing_is_recorded_of_probes_nor_while_it_is_off(llm: LLM, start: Any, spans: InMemorySpanExporter) -> None:
     off, on = start(llm), start(llm, ON)
     assert httpx2.post(off.url + PATH, json=ASK, timeout=30).status_code == 200
-    for path in ("/health", "/ready", "/metrics"):
+    for path in ("/health", "/ready", "/metrics", "/", "/static/main.js"):
         assert httpx2.get(on.url + path).status_code == 200
     off.stop()
     on.stop()

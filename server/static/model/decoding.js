@@ -73,7 +73,7 @@ export function wrong(catalogue, decoding) {
   );
   return (
     ofStrategy(catalogue, strategy, own, "") ??
-    LISTS.map((key) => ofParts(catalogue, decoding[key] ?? [], key)).find(Boolean) ??
+    LISTS.map((key) => ofParts(catalogue, decoding[key] === undefined ? [] : decoding[key], key)).find(Boolean) ??
     ofSelect(catalogue, ruleOf(decoding)) ??
     (decoding.budget === undefined
       ? null

@@ -13,6 +13,11 @@ export function App({ api }) {
   const [catalogue, setCatalogue] = useState(null);
   const [error, setError] = useState(null);
   const [asking, setAsking] = useState(false);
+  const [refused, setRefused] = useState(false);
+  const askForKey = (wasRefused) => {
+    setRefused(wasRefused);
+    setAsking(true);
+  };
   const load = () =>
     Catalogue.load(api).then(
       (found) => {
@@ -21,7 +26,7 @@ export function App({ api }) {
       },
       (problem) => {
         setError(problem);
-        if (problem.status === 401) setAsking(true);
+        if (problem.status === 401) askForKey(api.key !== null);
       },
     );
   useEffect(() => void load(), []);
@@ -35,19 +40,19 @@ export function App({ api }) {
     ${away.since && html`<${Away} />`}
     ${
       catalogue
-        ? html`<${Workbench} api=${api} catalogue=${catalogue} onKey=${() => setAsking(true)} onGone=${away.begin} />`
+        ? html`<${Workbench} api=${api} catalogue=${catalogue} onKey=${askForKey} onGone=${away.begin} />`
         : html`
             <header class="header"><h1 class="header-name">trimtab</h1></header>
             <main class="page-notice">
               ${
                 error
-                  ? html`<${Problem} error=${error} onRetry=${load} onKey=${() => setAsking(true)} again />`
+                  ? html`<${Problem} error=${error} onRetry=${load} onKey=${() => askForKey(false)} onAgain=${load} />`
                   : html`<p role="status">Loading what the server offers …</p>`
               }
             </main>
           `
     }
-    ${asking && html`<${KeyDialog} refused=${api.key !== null} onKey=${useKey} onClose=${() => setAsking(false)} />`}
+    ${asking && html`<${KeyDialog} refused=${refused} known=${api.key !== null} onKey=${useKey} onClose=${() => setAsking(false)} />`}
   `;
 }
 

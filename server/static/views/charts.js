@@ -22,6 +22,7 @@ export function Charts({ state, runs, points, judge }) {
         <section class="panel" aria-label="Curves over the tokens">
           <h2>Token by token</h2>
           <${Curves}
+            key=${state.reward}
             runs=${traced.map(({ run }) => run)}
             colours=${traced.map(({ colour }) => colour)}
             judge=${judge}

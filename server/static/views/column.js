@@ -1,6 +1,6 @@
 // One column: a setting, its answer, and what the answer cost.
 
-import { html, useRef, useState } from "../lib/preact.js";
+import { html, useErrorBoundary, useRef, useState } from "../lib/preact.js";
 import { label } from "../model/label.js";
 import { curl, python } from "../share/snippets.js";
 import { CopyButton } from "./copy.js";
@@ -15,32 +15,36 @@ import { TokenText } from "./tokens.js";
 const TRIES = 3; // times that a busy server is asked again without being told to
 
 /** Drawn again when its own props change, not with every key in the prompt. */
-export const Column = memo(ColumnView);
+export const Column = memo(Guarded);
+
+/** The column, or the way out where something in it cannot be drawn: the others stand. */
+function Guarded(props) {
+  const [error, reset] = useErrorBoundary();
+  if (!error) return html`<${ColumnView} ...${props} />`;
+  const onAnew = () => {
+    props.onChange(props.setting.id, { strategy: "sample" });
+    reset();
+  };
+  return html`
+    <section class="column" aria-label=${`Column ${props.number}`}>
+      <p role="alert">This column cannot be shown: ${error.message}</p>
+      <button type="button" class="button" onClick=${onAnew}>Begin it anew</button>
+    </section>
+  `;
+}
 
 /**
  * @param {{number: number, setting: {id: string, decoding: any}, run: import("../net/run.js").Run | null, catalogue: any,
- *   reward: string | null, gold: string | null, alone: boolean, adopted: boolean, asked: boolean,
- *   act: (action: any) => void, onRun: (id: string) => void, onBranch: (run: any, index: number) => void,
- *   onKey: () => void}} props `asked`: there is a prompt to answer
+ *   alone: boolean, adopted: boolean, asked: boolean, onChange: (id: string, decoding: any) => void,
+ *   onAdopt: (id: string) => void, onRemove: (id: string) => void, onRun: (id: string) => void,
+ *   onBranch: (run: any, index: number) => void, onKey: () => void}} props `adopted`: the next prompt goes on from here;
+ *   `asked`: there is a prompt to answer
  */
-function ColumnView({
-  number,
-  setting,
-  run,
-  catalogue,
-  reward,
-  gold,
-  alone,
-  adopted,
-  asked,
-  act,
-  onRun,
-  onBranch,
-  onKey,
-}) {
+function ColumnView({ number, setting, run, catalogue, asked, onChange, onRemove, ...others }) {
   const { id, decoding } = setting;
   const colour = `var(--column-${number})`;
-  const change = (changed) => act({ type: "change-setting", id, decoding: changed });
+  const tries = useRef(0);
+  const { alone, onRun } = others;
   return html`
     <section class="column" style=${{ "--column": colour }} aria-label=${`Column ${number}: ${label(decoding)}`}>
       <header class="column-head">
@@ -52,23 +56,28 @@ function ColumnView({
               type="button"
               class="button button-small"
               aria-label=${`Remove column ${number}`}
-              onClick=${() => act({ type: "remove-setting", id })}
+              onClick=${() => onRemove(id)}
             >
               Remove
             </button>
           `
         }
       </header>
-      <${Settings} id=${id} decoding=${decoding} catalogue=${catalogue} onChange=${change} />
+      <${Settings}
+        id=${id}
+        decoding=${decoding}
+        catalogue=${catalogue}
+        onChange=${(changed) => onChange(id, changed)}
+      />
       ${
         run
-          ? html`<${Answer}
-              key=${run.id}
-              ...${{ number, run, colour, reward, gold, alone, adopted, act, onRun, onBranch, onKey }}
-            />`
+          ? html`
+              ${run.label !== label(decoding) && html`<p class="muted">This is the answer of ${run.label}.</p>`}
+              <${Answer} key=${run.id} ...${{ number, run, colour, tries, ...others }} />
+            `
           : html`
               <p class="column-empty muted">
-                ${asked ? "Not run on this conversation yet." : "Ask something below, or take a preset."}
+                ${asked ? "Not run on this conversation yet." : "Ask something above, or take a preset."}
               </p>
               ${asked && html`<button type="button" class="button" onClick=${() => onRun(id)}>Run this column</button>`}
             `
@@ -88,12 +97,15 @@ function Settings({ id, decoding, catalogue, onChange }) {
   `;
 }
 
-function Answer({ number, run, colour, reward, gold, alone, adopted, act, onRun, onBranch, onKey }) {
+function Answer({ number, run, colour, tries, alone, adopted, onAdopt, onRun, onBranch, onKey }) {
   useRun(run);
-  const tries = useRef(0);
   const running = isRunning(run);
-  const id = run.setting.id;
-  const retry = () => {
+  const { id } = run.setting;
+  const onRetry = () => {
+    tries.current = 0;
+    onRun(id);
+  };
+  const onAgain = () => {
     tries.current += 1;
     onRun(id);
   };
@@ -104,22 +116,22 @@ function Answer({ number, run, colour, reward, gold, alone, adopted, act, onRun,
       ${run.phase === "stopped" && html`<p class="muted">Stopped.</p>`}
       ${
         run.phase === "failed" &&
-        html`<${Problem} error=${run.error} onRetry=${retry} onKey=${onKey} again=${tries.current < TRIES} />`
+        html`<${Problem}
+          error=${run.error}
+          onRetry=${onRetry}
+          onKey=${onKey}
+          onAgain=${tries.current < TRIES ? onAgain : null}
+        />`
       }
     </div>
-    <${Measures} run=${run} reward=${reward} gold=${gold} />
+    <${Measures} run=${run} />
     <div class="row column-ways">
       ${
         running
           ? html`<button type="button" class="button" aria-label=${`Stop column ${number}`} onClick=${() => run.stop()}>
               Stop
             </button>`
-          : html`<button
-              type="button"
-              class="button"
-              aria-label=${`Run column ${number} again`}
-              onClick=${() => onRun(id)}
-            >
+          : html`<button type="button" class="button" aria-label=${`Run column ${number} again`} onClick=${onRetry}>
               Run again
             </button>`
       }
@@ -138,7 +150,7 @@ function Answer({ number, run, colour, reward, gold, alone, adopted, act, onRun,
         run.phase === "done" &&
         html`
           <label class="check">
-            <input type="radio" name="adopted" checked=${adopted} onChange=${() => act({ type: "adopt", id })} />
+            <input type="radio" name="adopted" checked=${adopted} onChange=${() => onAdopt(id)} />
             The next prompt goes on from here
           </label>
         `

@@ -19,7 +19,7 @@ export function Composer({ state, act, running, answered, onAsk, onStop, onAgain
   useEffect(() => setText(state.draft), [state.draft]);
   useEffect(() => {
     const focus = (event) => {
-      if (event.key !== "/" || isWriting(event.target)) return;
+      if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || isWriting(event.target)) return;
       event.preventDefault();
       box.current.focus();
     };
@@ -33,7 +33,9 @@ export function Composer({ state, act, running, answered, onAsk, onStop, onAgain
     setText("");
   };
   const onKey = (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    box.current.form.requestSubmit(); // unless a field of the form is wrong
   };
   return html`
     <form class="composer" aria-label="Prompt" onSubmit=${send}>
@@ -77,7 +79,7 @@ export function Composer({ state, act, running, answered, onAsk, onStop, onAgain
           One after another
         </label>
       </div>
-      <details class="composer-more">
+      <details class="composer-more" onInvalidCapture=${(event) => (event.currentTarget.open = true)}>
         <summary>System message and sampling</summary>
         <label class="labelled">
           <span>System message</span>

@@ -76,7 +76,7 @@ export function Curves({ runs, colours, judge }) {
                 data=${data(index)}
                 isSparse=${index === 2}
               />`
-            : html`<${Empty} key=${`no ${index}`} title=${title} isValue=${index === 2} />`,
+            : index < 2 && html`<${Empty} key=${`no ${index}`} title=${title} />`,
         )}
       </div>
       <div class="curves-ways">
@@ -96,12 +96,11 @@ export function Curves({ runs, colours, judge }) {
   `;
 }
 
-function Empty({ title, isValue }) {
-  const text = isValue ? "No guide gave values to these tokens." : "Nothing is known yet.";
+function Empty({ title }) {
   return html`
     <figure class="curves-plot">
       <figcaption>${title}</figcaption>
-      <p class="curves-empty">${text}</p>
+      <p class="curves-empty">Nothing is known yet.</p>
     </figure>
   `;
 }

@@ -1,13 +1,17 @@
 // A modal window: the browser's own, which keeps the focus inside and closes on Escape.
 
-import { html, useEffect, useRef } from "../lib/preact.js";
+import { html, useLayoutEffect, useRef } from "../lib/preact.js";
 
 /**
  * @param {{title: string, onClose: () => void, wide?: boolean, children?: any}} props
  */
 export function Dialog({ title, onClose, wide = false, children }) {
   const box = useRef(null);
-  useEffect(() => box.current.showModal(), []);
+  useLayoutEffect(() => {
+    const { current } = box;
+    current.showModal();
+    return () => current.close(); // which gives the focus back
+  }, []);
   const onBackdrop = (event) => event.target === box.current && box.current.close();
   return html`
     <dialog

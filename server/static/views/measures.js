@@ -3,9 +3,10 @@
 import { html } from "../lib/preact.js";
 
 /**
- * @param {{run: import("../net/run.js").Run, reward: string | null, gold: string | null}} props
+ * @param {{run: import("../net/run.js").Run}} props
  */
-export function Measures({ run, reward, gold }) {
+export function Measures({ run }) {
+  const { reward, gold } = run.judges;
   const steering = run.decoding?.steering?.[0] ?? null;
   const rows = [
     [reward ?? "reward", decimal(run.rewards.reward, 3), "what the measuring guide says of the answer"],

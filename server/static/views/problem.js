@@ -3,15 +3,16 @@
 import { html, useEffect, useState } from "../lib/preact.js";
 
 /**
- * @param {{error: import("../net/api.js").ApiError, onRetry?: () => void, onKey?: () => void, again?: boolean}} props
- *   `again`: where the server says when, try again by itself
+ * @param {{error: import("../net/api.js").ApiError, onRetry?: () => void, onKey?: () => void,
+ *   onAgain?: (() => void) | null}} props
+ *   `onAgain`: where the server says when, what then is done by itself
  */
-export function Problem({ error, onRetry, onKey, again = false }) {
-  const waiting = Boolean(again && onRetry && error.retryAfter !== null);
-  const left = useCountdown(waiting ? error.retryAfter : null, onRetry);
+export function Problem({ error, onRetry, onKey, onAgain = null }) {
+  const waiting = Boolean(onAgain && Number.isFinite(error.retryAfter));
+  const left = useCountdown(waiting ? Math.max(1, error.retryAfter) : null, onAgain);
   return html`
-    <div class="problem" role="alert">
-      <p><strong>${title(error)}</strong> <span dir="auto">${error.message}</span></p>
+    <div class="problem">
+      <p role="alert"><strong>${title(error)}</strong> <span dir="auto">${error.message}</span></p>
       <p class="problem-ways">
         ${onRetry && html`<button type="button" class="button" onClick=${onRetry}>Try again</button>`}
         ${onKey && error.status === 401 && html`<button type="button" class="button" onClick=${onKey}>Enter a key</button>`}

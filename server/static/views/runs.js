@@ -1,6 +1,6 @@
 // The answers that run and those that have ended.
 
-import { useEffect, useReducer, useRef, useState } from "../lib/preact.js";
+import { useLayoutEffect, useReducer, useRef, useState } from "../lib/preact.js";
 import { label } from "../model/label.js";
 import { messages } from "../model/session.js";
 import { Run } from "../net/run.js";
@@ -16,11 +16,11 @@ export function isRunning(run) {
 /** Draw the calling component again whenever the run changes. */
 export function useRun(run) {
   const [, redraw] = useReducer((count) => count + 1, 0);
-  useEffect(() => run?.subscribe(() => redraw(null)), [run]);
+  useLayoutEffect(() => run?.subscribe(() => redraw(null)), [run]); // before the next frame, in which it may end
 }
 
 /**
- * The newest run of each setting, and a point for every one that ended with a reward.
+ * The newest run of each setting (`newest` for who is asked between two drawings), and a point for every one that ended with a reward.
  * @param {import("../net/api.js").Api} api
  * @param {import("../model/catalogue.js").Catalogue} catalogue
  * @param {(run: Run) => void} onEnd
@@ -50,21 +50,23 @@ export function useRuns(api, catalogue, onEnd) {
   const follow = async (run, state, number) => {
     await run.start();
     onEnd(run);
-    if (run.phase === "done" && run.rewards.reward !== null)
+    if (run.phase === "done" && run.rewards.reward !== null) {
       setPoints((known) => [...known, point(run, state, number)]);
+    }
+    put({ ...newest.current }); // who asks whether something runs is to ask again
   };
 
   /** Run these settings on the conversation of `state`, together or one after another; `prefix` is what they go on with. */
   const start = async (state, settings, prefix = "") => {
-    const batch = ++queue.current;
+    const batch = queue.current;
     const made = settings.map((setting) => make(state, setting, prefix));
     for (const setting of settings) newest.current[setting.id]?.stop();
     put({ ...newest.current, ...Object.fromEntries(made.map((run) => [run.setting.id, run])) });
     const numbers = settings.map((setting) => state.settings.findIndex((each) => each.id === setting.id));
     if (!state.oneByOne) return void made.forEach((run, index) => follow(run, state, numbers[index]));
     for (const [index, run] of made.entries()) {
-      if (batch !== queue.current || run.phase === "stopped") break;
-      await follow(run, state, numbers[index]);
+      if (batch !== queue.current) break;
+      if (run.phase === "waiting") await follow(run, state, numbers[index]);
     }
   };
 
@@ -73,12 +75,19 @@ export function useRuns(api, catalogue, onEnd) {
     Object.values(newest.current).forEach((run) => run.stop());
   };
 
+  /** Forget the answer of a setting. */
+  const remove = (id) => {
+    const { [id]: removed, ...others } = newest.current;
+    removed?.stop();
+    put(others);
+  };
+
   /** Forget the answers, not the points. */
   const clear = () => {
     stop();
     put({});
   };
-  return { runs, points, start, stop, clear };
+  return { runs, newest, points, start, stop, remove, clear };
 }
 
 function traced(catalogue, decoding) {

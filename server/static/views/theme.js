@@ -6,7 +6,7 @@ const STORED = "trimtab-theme";
 
 /** Put the chosen theme on the document; without a choice the system's holds. */
 export function applyTheme() {
-  const chosen = localStorage.getItem(STORED);
+  const chosen = stored();
   if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
 }
 
@@ -15,10 +15,27 @@ export function ThemeButton() {
   const [dark, setDark] = useState(isDark());
   const toggle = () => {
     document.documentElement.dataset.theme = dark ? "light" : "dark";
-    localStorage.setItem(STORED, dark ? "light" : "dark");
+    store(dark ? "light" : "dark");
     setDark(!dark);
   };
   return html`<button type="button" class="button" aria-pressed=${dark} onClick=${toggle}>Dark</button>`;
+}
+
+// A browser may keep nothing for anybody: then the choice holds until the page is left.
+function stored() {
+  try {
+    return localStorage.getItem(STORED);
+  } catch {
+    return null;
+  }
+}
+
+function store(chosen) {
+  try {
+    localStorage.setItem(STORED, chosen);
+  } catch {
+    return;
+  }
 }
 
 function isDark() {

@@ -47,7 +47,10 @@ function Answer({ run, onBranch, colour }) {
 
   const branch = () => shown.part === piece.count - 1 && onBranch(run, piece.first + shown.part);
   const onKeyDown = (event) => {
-    if (event.key === "Enter" && shown && list.current.at(event.target) === shown.at) return void branch();
+    if (event.key === "Enter" && shown && list.current.at(event.target) === shown.at) {
+      event.preventDefault(); // else the same key presses the first button of the window that opens
+      return void branch();
+    }
     card.onKeyDown(event);
   };
   return html`
@@ -57,8 +60,8 @@ function Answer({ run, onBranch, colour }) {
           ref=${box}
           onPointerOver=${card.onPointerOver}
           onPointerLeave=${card.leave}
-          onFocusIn=${card.onFocusIn}
-          onFocusOut=${card.hide}
+          onfocusin=${card.onFocusIn}
+          onfocusout=${card.hide}
           onClick=${card.onFocusIn}
           onKeyDown=${onKeyDown}
         ></span>

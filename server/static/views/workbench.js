@@ -2,6 +2,7 @@
 
 import { html, useCallback, useEffect, useRef, useState } from "../lib/preact.js";
 import { beginnings } from "../model/align.js";
+import { wrong } from "../model/decoding.js";
 import { MOST_SETTINGS, initial, messages, reduce, restored, shared } from "../model/session.js";
 import { rewardSoFar } from "../net/prefixes.js";
 import { decode, encode } from "../share/link.js";
@@ -20,7 +21,7 @@ import { TokenLegend } from "./tokens.js";
 const OPENING = ["sample", "best_of_n", "genarm"];
 
 /**
- * @param {{api: import("../net/api.js").Api, catalogue: import("../model/catalogue.js").Catalogue, onKey: () => void,
+ * @param {{api: import("../net/api.js").Api, catalogue: import("../model/catalogue.js").Catalogue, onKey: (refused: boolean) => void,
  *   onGone: () => void}} props
  */
 export function Workbench({ api, catalogue, onKey, onGone }) {
@@ -31,29 +32,31 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
   const [dialog, setDialog] = useState(/** @type {null | "presets" | "help"} */ (null));
   const [branching, setBranching] = useState(/** @type {null | {run: any, index: number}} */ (null));
   const [told, setTold] = useState("");
+  const adding = useRef(null);
   const onEnd = (run) => {
     setTold(spoken(run));
     if (run.error?.kind === "gone" || run.error?.kind === "cut") onGone();
-    if (run.error?.status === 401) onKey();
+    if (run.error?.status === 401) onKey(api.key !== null);
   };
-  const { runs, points, start, stop, clear } = useRuns(api, catalogue, onEnd);
+  const { runs, newest, points, start, stop, remove, clear } = useRuns(api, catalogue, onEnd);
   useStopKey(stop);
+  useEffect(() => act({ type: "patch", changes: served(latest.current, catalogue) }), [catalogue]);
   useLink((linked) => {
     clear();
     put(linked);
   }, catalogue);
 
   const running = Object.values(runs).some(isRunning);
-  const adopted = () => runs[latest.current.adopted] ?? Object.values(runs).find((run) => run.phase === "done") ?? null;
+  const done = state.settings.map(({ id }) => runs[id]).filter((run) => run?.phase === "done");
+  const adopted = done.find((run) => run.setting.id === state.adopted) ?? done[0] ?? null;
   const go = (next) => {
     put(next);
     start(next, next.settings);
   };
   const ask = (text) => {
-    const run = adopted();
     const { turns } = latest.current;
-    if (run) {
-      const answer = { content: run.prefix + run.text, label: run.label };
+    if (adopted) {
+      const answer = { content: adopted.prefix + adopted.text, label: adopted.label };
       go(reduce(latest.current, { type: "ask", content: text, answer }));
     } else if (turns.at(-1)?.role === "user") {
       go(reduce(latest.current, { type: "edit-turn", index: turns.length - 1, content: text })); // nobody has answered it
@@ -77,9 +80,21 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
     const set = reduce(reduce(latest.current, { type: "clear" }), { type: "preset", preset });
     go(reduce(set, { type: "ask", content: preset.prompt, answer: null }));
   };
-  const runOne = useCallback((id) => {
-    const now = latest.current;
-    if (messages(now).length) start(now, [now.settings.find((each) => each.id === id)]);
+  const runOne = useCallback(
+    (id) => {
+      const now = latest.current;
+      const setting = now.settings.find((each) => each.id === id);
+      if (messages(now).length) start(now, [setting], newest.current[id]?.prefix);
+    },
+    [catalogue],
+  );
+  const onChange = useCallback((id, decoding) => act({ type: "change-setting", id, decoding }), []);
+  const onAdopt = useCallback((id) => act({ type: "adopt", id }), []);
+  const openKey = useCallback(() => onKey(false), []);
+  const onRemove = useCallback((id) => {
+    remove(id);
+    act({ type: "remove-setting", id });
+    adding.current.focus(); // the button that was pressed is gone
   }, []);
   const onBranch = useCallback((run, index) => setBranching({ run, index }), []);
   const judge = useCallback((run) => rewardSoFar(api, latest.current.reward, run.asked, beginnings(run)), [api]);
@@ -102,7 +117,7 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
       link=${() => `${location.origin}${location.pathname}#${encode(shared(latest.current))}`}
       onPresets=${() => setDialog("presets")}
       onHelp=${() => setDialog("help")}
-      onKey=${onKey}
+      onKey=${openKey}
     />
     <main class="workbench">
       <${Conversation}
@@ -133,31 +148,28 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
               setting=${setting}
               run=${runs[setting.id] ?? null}
               catalogue=${catalogue}
-              reward=${state.reward}
-              gold=${state.gold}
               alone=${state.settings.length === 1}
-              adopted=${state.adopted === setting.id}
+              adopted=${adopted?.setting.id === setting.id}
               asked=${state.turns.length > 0}
-              act=${act}
+              onChange=${onChange}
+              onAdopt=${onAdopt}
               onRun=${runOne}
+              onRemove=${onRemove}
               onBranch=${onBranch}
-              onKey=${onKey}
+              onKey=${openKey}
             />
           `,
         )}
       </div>
-      ${
-        state.settings.length < MOST_SETTINGS &&
-        html`
-          <button
-            type="button"
-            class="button columns-add"
-            onClick=${() => act({ type: "add-setting", decoding: state.settings.at(-1).decoding })}
-          >
-            Add a column
-          </button>
-        `
-      }
+      <button
+        ref=${adding}
+        type="button"
+        class="button columns-add"
+        disabled=${state.settings.length >= MOST_SETTINGS}
+        onClick=${() => act({ type: "add-setting", decoding: state.settings.at(-1).decoding })}
+      >
+        Add a column
+      </button>
       <${Charts} state=${state} runs=${runs} points=${points} judge=${state.reward ? judge : null} />
     </main>
     <p class="hidden" role="status" aria-live="polite">${told}</p>
@@ -201,7 +213,16 @@ function opening(catalogue) {
 
 function fromAddress(catalogue) {
   const found = location.hash.length > 1 ? decode(location.hash.slice(1)) : null;
-  return found && restored(found, catalogue);
+  const isRight = (decoding) => wrong(catalogue, decoding) === null;
+  return found && restored({ ...found, settings: found.settings?.filter(isRight) }, catalogue);
+}
+
+/** What changes in a state where the server, since it was started again, has other models or guides. */
+function served({ model, reward, gold }, catalogue) {
+  const judges = catalogue.fitting("scores_answers");
+  const guide = (name) => (judges.includes(name) ? name : null);
+  const known = catalogue.models.includes(model);
+  return { model: known ? model : (catalogue.models[0] ?? ""), reward: guide(reward), gold: guide(gold) };
 }
 
 function useLink(onLink, catalogue) {
@@ -217,7 +238,8 @@ function useLink(onLink, catalogue) {
 
 function useStopKey(stop) {
   useEffect(() => {
-    const onKey = (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop();
+    const onKey = (event) =>
+      event.key === "Escape" && !event.isComposing && !document.querySelector("dialog[open]") && stop();
     document.addEventListener("keydown", onKey);
     return () => document.removeEventListener("keydown", onKey);
   }, []);
