@@ -1,4 +1,4 @@
-/** What the server offers: models, strategies, rules of selection, the budget, rewards and guides. */
+// What the server offers: models, strategies, rules of selection, the budget, rewards and guides.
 
 import { fits } from "./fitting.js";
 import { fields } from "./schema.js";

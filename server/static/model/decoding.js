@@ -1,4 +1,4 @@
-/** Changes to a decoding object, which holds what differs from the defaults and what has none. */
+// Changes to a decoding object, which holds what differs from the defaults and what has none.
 
 import { problem } from "./validate.js";
 

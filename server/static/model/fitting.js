@@ -1,4 +1,4 @@
-/** Which guides can do what a parameter needs, and which of them suits it best. */
+// Which guides can do what a parameter needs, and which of them suits it best.
 
 const DOES = {
   lm: (guide) => guide.role === "lm",

@@ -1,4 +1,4 @@
-/** Comparisons worth seeing, each made of the guides that the server has, or left out where these are missing. */
+// Comparisons worth seeing, each made of the guides that the server has, or left out where these are missing.
 
 /**
  * @typedef {object} Preset

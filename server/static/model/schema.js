@@ -1,4 +1,4 @@
-/** From the JSON Schema of a strategy, a rule or the budget to the fields of a form. */
+// From the JSON Schema of a strategy, a rule or the budget to the fields of a form.
 
 const LONG_TEXT = 200;
 /** Keys of `decoding` that belong to no strategy; where a schema lists them they are edited in their own place. */

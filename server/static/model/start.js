@@ -1,4 +1,4 @@
-/** The first decoding object of a strategy: everything it cannot do without, filled in from what the server has. */
+// The first decoding object of a strategy: everything it cannot do without, filled in from what the server has.
 
 import { needed, suitability } from "./fitting.js";
 import { alternatives } from "./schema.js";

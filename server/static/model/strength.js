@@ -1,4 +1,4 @@
-/** The one parameter of a strategy that says how much of it there is, and where a slider for it begins and ends. */
+// The one parameter of a strategy that says how much of it there is, and where a slider for it begins and ends.
 
 const NAMES = [
   "strength",

@@ -1,4 +1,4 @@
-/** Whether a value is what a JSON Schema asks for, as far as the server's schemas go. */
+// Whether a value is what a JSON Schema asks for, as far as the server's schemas go.
 
 import { follow } from "./schema.js";
 

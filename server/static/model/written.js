@@ -1,4 +1,4 @@
-/** Values of fields as text in a box, and back. */
+// Values of fields as text in a box, and back.
 
 import { problem } from "./validate.js";
 

@@ -1,4 +1,4 @@
-/** One field of a form: its label, the widget for its kind, what it does, and what is wrong with it. */
+// One field of a form: its label, the widget for its kind, what it does, and what is wrong with it.
 
 import { html } from "../lib/preact.js";
 import { problem } from "../model/validate.js";

@@ -1,4 +1,4 @@
-/** What the widgets of fields are made of: frame, texts, and the box of what is written. */
+// What the widgets of fields are made of: frame, texts, and the box of what is written.
 
 import { html } from "../lib/preact.js";
 import { problem } from "../model/validate.js";

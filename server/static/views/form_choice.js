@@ -1,4 +1,4 @@
-/** Which strategy it is, and what is to be known of it. */
+// Which strategy it is, and what is to be known of it.
 
 import { html } from "../lib/preact.js";
 import { Coded } from "./form_text.js";

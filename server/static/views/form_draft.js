@@ -1,4 +1,4 @@
-/** A box that keeps what is being typed, also while it is not valid. */
+// A box that keeps what is being typed, also while it is not valid.
 
 import { useState } from "../lib/preact.js";
 

@@ -1,4 +1,4 @@
-/** A field that names a guide; of rewards also an expression over several, as JSON. */
+// A field that names a guide; of rewards also an expression over several, as JSON.
 
 import { html } from "../lib/preact.js";
 import { Box, described, Frame, useWritten } from "./form_box.js";

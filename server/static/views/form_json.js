@@ -1,4 +1,4 @@
-/** The whole decoding object as JSON. What is not valid is not taken over; the last valid one stays. */
+// The whole decoding object as JSON. What is not valid is not taken over; the last valid one stays.
 
 import { html } from "../lib/preact.js";
 import { wrong } from "../model/decoding.js";

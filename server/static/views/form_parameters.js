@@ -1,4 +1,4 @@
-/** The parameters of one object: what moves it most first, then what must be given, then the rest behind a summary. */
+// The parameters of one object: what moves it most first, then what must be given, then the rest behind a summary.
 
 import { html, useMemo, useState } from "../lib/preact.js";
 import { withValue } from "../model/decoding.js";

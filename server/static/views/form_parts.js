@@ -1,4 +1,4 @@
-/** The parts of a request beside its strategy: those that steer the next token, or those that change the prompt. */
+// The parts of a request beside its strategy: those that steer the next token, or those that change the prompt.
 
 import { html, useRef, useState } from "../lib/preact.js";
 import { label } from "../model/label.js";

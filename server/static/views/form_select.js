@@ -1,4 +1,4 @@
-/** The rule by which a search finds the choices among its answers. */
+// The rule by which a search finds the choices among its answers.
 
 import { html } from "../lib/preact.js";
 import { ruleOf } from "../model/decoding.js";

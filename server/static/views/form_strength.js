@@ -1,4 +1,4 @@
-/** A number as a slider over what is sensible, and a box for all that is allowed. */
+// A number as a slider over what is sensible, and a box for all that is allowed.
 
 import { html, useRef } from "../lib/preact.js";
 import { nearest, range } from "../model/strength.js";

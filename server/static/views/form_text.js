@@ -1,4 +1,4 @@
-/** Texts of the server with formulas between backticks. */
+// Texts of the server with formulas between backticks.
 
 import { html } from "../lib/preact.js";
 

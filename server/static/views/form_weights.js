@@ -1,4 +1,4 @@
-/** A map of weights: of guides, or of attributes under names of one's own. */
+// A map of weights: of guides, or of attributes under names of one's own.
 
 import { html, useRef, useState } from "../lib/preact.js";
 import { alternatives } from "../model/schema.js";

@@ -1,4 +1,4 @@
-/** Comparisons worth seeing, for what this server has. */
+// Comparisons worth seeing, for what this server has.
 
 import { html, useMemo } from "../lib/preact.js";
 import { label } from "../model/label.js";

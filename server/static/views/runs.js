@@ -20,7 +20,8 @@ export function useRun(run) {
 }
 
 /**
- * The newest run of each setting (`newest` for who is asked between two drawings), and a point for every one that ended with a reward.
+ * The newest run of each setting (`newest` for who is asked between two drawings), and a point for every one that ended
+ * with a reward.
  * @param {import("../net/api.js").Api} api
  * @param {import("../model/catalogue.js").Catalogue} catalogue
  * @param {(run: Run) => void} onEnd
@@ -56,7 +57,7 @@ export function useRuns(api, catalogue, onEnd) {
     put({ ...newest.current }); // who asks whether something runs is to ask again
   };
 
-  /** Run these settings on the conversation of `state`, together or one after another; `prefix` is what they go on with. */
+  /** Run these settings on the conversation of `state`, together or one after another; they go on with `prefix`. */
   const start = async (state, settings, prefix = "") => {
     const batch = queue.current;
     const made = settings.map((setting) => make(state, setting, prefix));
@@ -97,6 +98,7 @@ function traced(catalogue, decoding) {
 
 function point(run, state, number) {
   const tokens = run.usage?.completion_tokens ?? 0;
+  const reward = `${state.reward} ${run.rewards.reward.toFixed(3)}`;
   return {
     id: run.id,
     x: run.milliseconds,
@@ -104,6 +106,6 @@ function point(run, state, number) {
     reward: state.reward,
     label: run.label,
     colour: `var(--column-${number + 1})`,
-    title: `${run.label}: ${Math.round(run.milliseconds)} ms, ${state.reward} ${run.rewards.reward.toFixed(3)}, ${tokens} tokens`,
+    title: `${run.label}: ${Math.round(run.milliseconds)} ms, ${reward}, ${tokens} tokens`,
   };
 }

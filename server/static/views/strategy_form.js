@@ -1,4 +1,4 @@
-/** The form of one setting: strategy, parameters, and the parts and limits that go with any strategy. */
+// The form of one setting: strategy, parameters, and the parts and limits that go with any strategy.
 
 import { html } from "../lib/preact.js";
 import { selects, withKey, withStrategy } from "../model/decoding.js";

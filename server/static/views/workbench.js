@@ -21,8 +21,9 @@ import { TokenLegend } from "./tokens.js";
 const OPENING = ["sample", "best_of_n", "genarm"];
 
 /**
- * @param {{api: import("../net/api.js").Api, catalogue: import("../model/catalogue.js").Catalogue, onKey: (refused: boolean) => void,
- *   onGone: () => void}} props
+ * @param {{api: import("../net/api.js").Api, catalogue: import("../model/catalogue.js").Catalogue,
+ *   onKey: (refused: boolean) => void, onGone: () => void}} props `onKey`: a key is wanted, since one was refused or not;
+ *   `onGone`: the server is away
  */
 export function Workbench({ api, catalogue, onKey, onGone }) {
   const [state, setState] = useState(() => opening(catalogue));
@@ -55,14 +56,10 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
   };
   const ask = (text) => {
     const { turns } = latest.current;
-    if (adopted) {
-      const answer = { content: adopted.prefix + adopted.text, label: adopted.label };
-      go(reduce(latest.current, { type: "ask", content: text, answer }));
-    } else if (turns.at(-1)?.role === "user") {
-      go(reduce(latest.current, { type: "edit-turn", index: turns.length - 1, content: text })); // nobody has answered it
-    } else {
-      go(reduce(latest.current, { type: "ask", content: text, answer: null }));
-    }
+    const answer = adopted && { content: adopted.prefix + adopted.text, label: adopted.label };
+    const instead = answer === null && turns.at(-1)?.role === "user"; // of a prompt that nobody has answered
+    const action = instead ? { type: "edit-turn", index: turns.length - 1 } : { type: "ask", answer };
+    go(reduce(latest.current, { ...action, content: text }));
   };
   const edit = (index, content) => {
     clear();
@@ -70,9 +67,8 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
   };
   const again = () => {
     const { sampling } = latest.current;
-    go(
-      reduce(latest.current, { type: "patch", changes: { sampling: { ...sampling, seed: (sampling.seed ?? 0) + 1 } } }),
-    );
+    const seed = (sampling.seed ?? 0) + 1;
+    go(reduce(latest.current, { type: "patch", changes: { sampling: { ...sampling, seed } } }));
   };
   const onPick = (preset) => {
     clear();
@@ -101,11 +97,10 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
   const branch = (target) => {
     const prefix = beginnings(branching.run)[branching.index];
     setBranching(null);
-    const next =
-      typeof target === "string" ? latest.current : reduce(latest.current, { type: "add-setting", decoding: target });
+    const isNew = typeof target !== "string";
+    const next = isNew ? reduce(latest.current, { type: "add-setting", decoding: target }) : latest.current;
     put(next);
-    const setting =
-      typeof target === "string" ? next.settings.find((each) => each.id === target) : next.settings.at(-1);
+    const setting = isNew ? next.settings.at(-1) : next.settings.find(({ id }) => id === target);
     start(next, [setting], prefix);
   };
 
@@ -176,9 +171,9 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
     ${
       dialog === "presets" &&
       html`
-        <${Dialog} title="Presets" wide onClose=${() => setDialog(null)}
-          ><${Gallery} catalogue=${catalogue} onPick=${onPick}
-        /><//>
+        <${Dialog} title="Presets" wide onClose=${() => setDialog(null)}>
+          <${Gallery} catalogue=${catalogue} onPick=${onPick} />
+        <//>
       `
     }
     ${dialog === "help" && html`<${Help} onClose=${() => setDialog(null)} />`}
@@ -198,7 +193,7 @@ export function Workbench({ api, catalogue, onKey, onGone }) {
   `;
 }
 
-/** What the address holds, or one column each for the plain model, a search and a way to steer, as far as the guides allow. */
+/** What the address holds, or a column each for the plain model, a search and a way to steer, as the guides allow. */
 function opening(catalogue) {
   const linked = fromAddress(catalogue);
   if (linked) return linked;

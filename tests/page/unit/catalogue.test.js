@@ -1,4 +1,4 @@
-/** What fits a parameter, how a strategy begins, why one cannot run, and changes to a decoding object. */
+// What fits a parameter, how a strategy begins, why one cannot run, and changes to a decoding object.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

@@ -1,4 +1,4 @@
-/** A small server's offer, for tests: a catalogue with strategies of each form and a few guides. */
+// A small server's offer, for tests: a catalogue with strategies of each form and a few guides.
 
 import { Catalogue } from "../../../server/static/model/catalogue.js";
 

@@ -1,4 +1,4 @@
-/** The gallery's comparisons, for servers with all guides, some, or none. */
+// The gallery's comparisons, for servers with all guides, some, or none.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

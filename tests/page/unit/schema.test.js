@@ -1,4 +1,4 @@
-/** Fields from schemas, checks of values, values as text, and the strength slider. */
+// Fields from schemas, checks of values, values as text, and the strength slider.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
