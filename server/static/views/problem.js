@@ -16,6 +16,7 @@ export function Problem({ error, onRetry, onKey, onAgain = null }) {
       <p class="problem-ways">
         ${onRetry && html`<button type="button" class="button" onClick=${onRetry}>Try again</button>`}
         ${onKey && error.status === 401 && html`<button type="button" class="button" onClick=${onKey}>Enter a key</button>`}
+        ${error.param === "decoding.trace" && html`<span>Switch “Trace tokens and searches” off.</span>`}
         ${waiting && html`<span>again in ${left} s</span>`}
         ${error.requestId && html`<span class="muted">request ${error.requestId}</span>`}
       </p>
