@@ -139,6 +139,34 @@ def test_a_thousand_tokens_are_drawn(page: Page, shared: Running, shot: Callable
     shot("thousand-tokens")
 
 
+def test_fifty_tokens_more_fit_into_a_frame_at_the_end_of_a_thousand(page: Page, shared: Running) -> None:
+    page.goto(shared.url)
+    spent = page.evaluate(
+        """async (record) => {
+            const { TokenList } = await import("/static/views/token_list.js");
+            const box = document.body.appendChild(document.createElement("div"));
+            const list = new TokenList(box);
+            const [records, spent] = [[], []];
+            let text = "";
+            for (let step = 0; step < 20; step++) {
+                for (let more = 0; more < 50; more++) {
+                    records.push({ ...record, text: ` word${records.length}` });
+                    text += records.at(-1).text;
+                }
+                const began = performance.now();
+                list.show(records, text, false);
+                box.offsetHeight; // with the layout
+                spent.push(performance.now() - began);
+                await new Promise(requestAnimationFrame);
+            }
+            return spent;
+        }""",
+        record(""),
+    )
+    assert page.locator(".tokens-token").count() == 1000
+    assert min(spent[-5:]) < 16, spent  # milliseconds; the others measure what else the machine does
+
+
 def test_a_window_that_goes_gives_the_focus_back(page: Page, shared: Running) -> None:
     stream(page, chunk("Yes.") + ending())
     page.goto(shared.url)
