@@ -153,7 +153,7 @@ def test_a_stream_is_the_whole_answer_in_parts(client: OpenAI, decoding: dict[st
         ({"strategy": "genarm", "arm": "arm", "alpha": "1"}, "decoding.alpha", "valid number"),
         ({"steer": [{"method": "genarm", "arm": "gone"}]}, "decoding.steer.0.arm", "no guide is named 'gone'"),
         ({"steer": [{"method": "best_of_n"}]}, "decoding.steer.0.method", "works on whole answers"),
-        ({"trace": "all"}, "decoding.trace", "make it 'tokens'"),
+        ({"trace": "all"}, "decoding.trace", "make it one of 'tokens', 'search', 'both'"),
         ({"strategy": "args", "reward": "brief"}, "decoding.reward", "scores whole answers alone"),
     ],
 )
