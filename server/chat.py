@@ -11,7 +11,7 @@ from trimtab.requests import GenerationRequest
 from trimtab.server import report
 from trimtab.server.bridge import Exchange
 from trimtab.server.callers import GuardedRoute
-from trimtab.server.chunks import ChatChunks
+from trimtab.server.chunks import ChatChunks, Extras
 from trimtab.server.logprobs import chat_logprobs
 from trimtab.server.offload import build, weight
 from trimtab.server.openapi import refusals
@@ -75,16 +75,8 @@ def _generation(service: Service, call: Call, body: ChatRequest, calling: Callin
 def _stream(
     service: Service, body: ChatRequest, exchange: Exchange, head: dict[str, Any], calling: Calling | None
 ) -> EventStream:
-    chunks = ChatChunks(
-        head,
-        include_usage=body.include_usage,
-        logprobs=bool(body.logprobs),
-        token_ids=bool(body.return_token_ids),
-        trace=body.include_trace,
-        vocabulary=exchange.llm.vocabulary,
-        calling=calling,
-    )
-    return EventStream(service, exchange, chunks, include_usage=body.include_usage, include_trace=body.include_trace)
+    extras = Extras(body.include_usage, bool(body.logprobs), bool(body.return_token_ids), body.include_trace)
+    return EventStream(service, exchange, ChatChunks(head, extras, exchange.llm.vocabulary, calling=calling))
 
 
 def _whole(

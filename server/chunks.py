@@ -1,7 +1,7 @@
 """The bytes of streamed chunks; everything that does not change is serialised once per stream."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic_core import to_json
@@ -39,24 +39,23 @@ def json_text(value: object) -> bytes:
 _LINE_MARKS = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a stream tells beside its text."""
+
+    usage: bool
+    logprobs: bool
+    token_ids: bool
+    trace: bool
+
+
 class Chunks:
     """Chunks of one stream. `head` holds the fields that all of them share: id, object, created, model."""
 
-    def __init__(
-        self,
-        head: dict[str, Any],
-        *,
-        include_usage: bool,
-        logprobs: bool,
-        token_ids: bool,
-        trace: bool,
-        vocabulary: Vocabulary,
-    ) -> None:
+    def __init__(self, head: dict[str, Any], extras: Extras, vocabulary: Vocabulary) -> None:
+        self.extras = extras
         self._head = b"data: " + to_json(head)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null' if include_usage else b"]"
-        self._logprobs = logprobs
-        self._token_ids = token_ids
-        self._trace = trace
+        self._tail = b'],"usage":null' if extras.usage else b"]"
         self._vocabulary = vocabulary
 
     def opening(self, indices: Sequence[int]) -> bytes:
@@ -92,12 +91,12 @@ class Chunks:
 
     def _tells(self, delta: Delta) -> bool:
         """Whether something is told of the tokens, even of those that are no text yet."""
-        return self._logprobs or self._token_ids or (self._trace and bool(delta.trace))
+        return self.extras.logprobs or self.extras.token_ids or (self.extras.trace and bool(delta.trace))
 
     def _beside(self, delta: Delta) -> bytes:
         """What stands beside the text: ids, and the trace where there is one."""
-        ids = b',"token_ids":' + to_json(delta.token_ids) if self._token_ids else b""
-        if not (self._trace and delta.trace):
+        ids = b',"token_ids":' + to_json(delta.token_ids) if self.extras.token_ids else b""
+        if not (self.extras.trace and delta.trace):
             return ids
         return ids + b',"trace":' + json_text(trace.tokens(delta.trace, self._vocabulary))
 
@@ -115,24 +114,9 @@ class ChatChunks(Chunks):
     """Chunks of a chat completion; with `calling`, text and function calls are told apart."""
 
     def __init__(
-        self,
-        head: dict[str, Any],
-        *,
-        include_usage: bool,
-        logprobs: bool,
-        token_ids: bool,
-        trace: bool,
-        vocabulary: Vocabulary,
-        calling: Calling | None,
+        self, head: dict[str, Any], extras: Extras, vocabulary: Vocabulary, *, calling: Calling | None
     ) -> None:
-        super().__init__(
-            head,
-            include_usage=include_usage,
-            logprobs=logprobs,
-            token_ids=token_ids,
-            trace=trace,
-            vocabulary=vocabulary,
-        )
+        super().__init__(head, extras, vocabulary)
         self._calling = calling
         self._splitters: dict[int, Splitter] = {}
 
@@ -209,30 +193,20 @@ class TextChunks(Chunks):
     def __init__(
         self,
         head: dict[str, Any],
-        *,
-        include_usage: bool,
-        logprobs: bool,
-        token_ids: bool,
-        trace: bool,
+        extras: Extras,
         vocabulary: Vocabulary,
+        *,
         echoes: Sequence[Echo | None],
         skip_special: bool,
     ) -> None:
-        super().__init__(
-            head,
-            include_usage=include_usage,
-            logprobs=logprobs,
-            token_ids=token_ids,
-            trace=trace,
-            vocabulary=vocabulary,
-        )
+        super().__init__(head, extras, vocabulary)
         self._echoes = echoes
         lengths = (0 if echo is None else len(echo.text) for echo in echoes)
         self._aligned = [TextLogprobs(vocabulary, length, skip_special=skip_special) for length in lengths]
 
     def opening(self, indices: Sequence[int]) -> bytes:
         """The echoed prompt of each choice, where one was asked for."""
-        if self._logprobs:
+        if self.extras.logprobs:
             return b""
         return b"".join(
             self._chunk(self._piece(index, Delta(index, echo.text, (), None)))
@@ -247,7 +221,7 @@ class TextChunks(Chunks):
             return super().delta(index, delta)
         told = to_json(echo.logprobs(delta.prompt_logprobs, self._vocabulary))
         opening = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}' % (
-            index, json_text(echo.text), told, b',"token_ids":[]' if self._token_ids else b"",
+            index, json_text(echo.text), told, b',"token_ids":[]' if self.extras.token_ids else b"",
         )  # fmt: skip
         return self._chunk(opening) + (super().delta(index, delta) if delta.token_ids or delta.text else b"")
 

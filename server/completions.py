@@ -11,7 +11,7 @@ from trimtab.requests import GenerationRequest
 from trimtab.server import report
 from trimtab.server.bridge import Exchange
 from trimtab.server.callers import GuardedRoute
-from trimtab.server.chunks import TextChunks
+from trimtab.server.chunks import Extras, TextChunks
 from trimtab.server.echo import Echo, joined
 from trimtab.server.logprobs import TextLogprobs
 from trimtab.server.offload import build, weight
@@ -78,15 +78,12 @@ def _stream(
 ) -> EventStream:
     chunks = TextChunks(
         head,
-        include_usage=body.include_usage,
-        logprobs=body.logprobs is not None,
-        token_ids=bool(body.return_token_ids),
-        trace=body.include_trace,
-        vocabulary=exchange.llm.vocabulary,
+        Extras(body.include_usage, body.logprobs is not None, bool(body.return_token_ids), body.include_trace),
+        exchange.llm.vocabulary,
         echoes=echoes,
         skip_special=body.skip_special_tokens is not False,
     )
-    return EventStream(service, exchange, chunks, include_usage=body.include_usage, include_trace=body.include_trace)
+    return EventStream(service, exchange, chunks)
 
 
 def _whole(

@@ -23,17 +23,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, service: Service, exchange: Exchange, chunks: Chunks, *, include_usage: bool, include_trace: bool
-    ) -> None:
+    def __init__(self, service: Service, exchange: Exchange, chunks: Chunks) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._bridge = service.bridge
         self._exchange = exchange
         self._chunks = chunks
-        self._include_usage = include_usage
-        self._include_trace = include_trace
         self._keep_alive = service.settings.keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,8 +85,8 @@ class EventStream(Response):
         result = exchange.results[part]
         assert result is not None
         done = [result for result in exchange.results if result is not None]
-        decoding = report.decodings(exchange, done, trace_sent=self._include_trace) if last else None
-        rides_on_usage = last and self._include_usage
+        decoding = report.decodings(exchange, done, trace_sent=self._chunks.extras.trace) if last else None
+        rides_on_usage = last and self._chunks.extras.usage
         body = b""
         for number, choice in enumerate(result.choices):
             final = last and number == len(result.choices) - 1 and not rides_on_usage
