@@ -7,7 +7,10 @@ import { rewardSoFar } from "../../../server/static/net/prefixes.js";
 
 const asked = [{ role: "user", content: "Hi" }];
 
-/** An API whose guide says how long an answer is. */
+/**
+ * An API whose guide says how long an answer is.
+ * @returns {any}
+ */
 function lengths() {
   const calls = [];
   const score = async (guide, conversations) => {
