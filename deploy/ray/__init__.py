@@ -1,0 +1,1 @@
+"""trimtab on Ray Serve: an ingress, replicas of the server, and guides as deployments of their own."""

@@ -1,0 +1,68 @@
+"""The router's choice among replicas that are as busy as a test says."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from on_ray import serve  # noqa: F401  # Ray is there, or this is skipped
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
+from ray.serve.request_router import PendingRequest, RunningReplica
+
+from trimtab.cluster.prefix import ranked
+from trimtab.cluster.protocol import Route, route
+from trimtab.cluster.router import PrefixRouter
+
+pytestmark = pytest.mark.ray
+
+DEPLOYMENT = DeploymentID("engine", "trimtab")
+NAMES = ["ada", "bob", "cid", "dan", "eve"]
+REPLICAS = [cast(RunningReplica, SimpleNamespace(replica_id=ReplicaID(name, DEPLOYMENT))) for name in NAMES]
+
+
+def choose(wanted: Route, replicas: list[RunningReplica] = REPLICAS, **busy: int) -> list[list[str]]:
+    """Groups of names, for replicas with so many requests."""
+
+    async def chosen() -> Any:
+        router = PrefixRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+        router.initialize_state(bound=3)
+        for name, count in busy.items():
+            for _ in range(count):
+                router.on_send_request(ReplicaID(name, DEPLOYMENT))
+        pending = cast(PendingRequest, SimpleNamespace(args=[{"route": wanted}], routing_context=SimpleNamespace()))
+        return await router.choose_replicas(replicas, pending)
+
+    return [[each.replica_id.unique_id for each in group] for group in asyncio.run(chosen())]
+
+
+@pytest.mark.parametrize("key", ["a", "b", "c", "d"])
+def test_a_key_has_one_favourite_and_an_order_behind_it(key: str) -> None:
+    order = ranked(key, NAMES)
+    wanted = route(key)
+    assert choose(wanted) == [order[:1], order[1:3], order[3:]]
+    assert wanted["known"] == NAMES
+    assert (wanted["chosen"], wanted["accepted"]) == (order[:1], [])
+
+
+def test_a_hot_prefix_spreads_to_two_others_and_no_further() -> None:
+    first, *others = ranked("a", NAMES)
+    assert choose(route("a"), **{first: 2})[0] == [first]
+    assert choose(route("a"), **{first: 3})[0] == others[:2]
+    assert choose(route("a"), **dict.fromkeys(NAMES, 3))[0] == [first], "all have as much to do"
+
+
+def test_a_replica_that_was_lost_is_passed_over_while_there_are_others() -> None:
+    order = ranked("a", NAMES)
+    assert choose(route("a", avoid=order[:2]))[0] == order[2:3]
+    assert choose(route("a", avoid=NAMES))[0] == order[:1]
+    assert choose(route("", avoid=order[:2])) == [[each for each in NAMES if each not in order[:2]]]
+
+
+def test_one_replica_alone_can_be_asked() -> None:
+    assert choose(route("a", only="dan", avoid=["dan"])) == [["dan"]]
+    assert choose(route("a", only="zoe")) == []
+
+
+def test_without_a_key_the_shortest_queue_of_all_is_asked() -> None:
+    assert choose(route()) == [NAMES]
+    assert choose(route("a"), REPLICAS[:1]) == [["ada"], [], []]
