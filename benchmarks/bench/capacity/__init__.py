@@ -1,0 +1,1 @@
+"""How many GPUs a load needs: what strategies cost, how long models take, and the queues between them."""
