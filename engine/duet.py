@@ -19,7 +19,7 @@ from trimtab.engine.results import FinishReason
 from trimtab.engine.vocabulary import Vocabulary
 from trimtab.engine.words import split_words, word_starts
 
-_CHARACTER: Final = 4  # bytes of the longest character, so tokens too
+LONGEST_CHARACTER: Final = 4  # bytes of the longest character, so tokens too
 
 
 class Look(NamedTuple):
@@ -203,7 +203,7 @@ class Duet:
         full = len(self.guide_tokens) > self._context
         if not (enough or full or turn.taken >= self._plan.draft):
             return []
-        if not words and (full or turn.taken >= self._plan.draft + _CHARACTER):
+        if not words and (full or turn.taken >= self._plan.draft + LONGEST_CHARACTER):
             if full:
                 self.finish = "length"
             else:

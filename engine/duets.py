@@ -62,7 +62,7 @@ class Duets:
             return None
         row = max(first, 0) + verdict.draw
         outputs.choose(lane, row)
-        entropy = entr(read[row].float().softmax(dim=0)).sum().item()
+        entropy = math.nan if outputs.guessed(lane) else entr(read[row].float().softmax(dim=0)).sum().item()
         logprob = math.log(rows[verdict.draw].top_p)
         return Measure(logprob, logprob, kl=0.0, changed=False, base_entropy=entropy, entropy=entropy)
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import fsum
 
@@ -17,10 +17,11 @@ from trimtab.engine.measure import Measure
 from trimtab.engine.model import Model
 from trimtab.engine.outputs import Outputs
 from trimtab.engine.plan import BASE
-from trimtab.engine.program import Answer, Draw, Extend, Prefill, Propose
+from trimtab.engine.program import Answer, Extend, Prefill, Propose
 from trimtab.engine.prompt_logprobs import fill
 from trimtab.engine.rating import Rating
 from trimtab.engine.reader import Reader
+from trimtab.engine.remote.executor import RemoteExecutor
 from trimtab.engine.request import Request
 from trimtab.engine.results import Deliver, Delta, EngineStats, Event, Failure, add
 from trimtab.engine.rewards import Reward
@@ -29,6 +30,7 @@ from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.scoring import Scoring
 from trimtab.engine.sequence import Sequence
 from trimtab.engine.settings import EngineSettings
+from trimtab.engine.weighing import Weighing
 from trimtab.kernels.backend import Backend
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,9 @@ class Engine:
         rewards: Mapping[str, Reward],
         settings: EngineSettings,
         stats: EngineStats,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
+        """`wake` is called from any thread when what the engine waits for has come, so that a tick goes on with it."""
         self.runner = models[BASE].runner
         self.stats = stats
         self.backlog = Backlog(settings)
@@ -59,9 +63,32 @@ class Engine:
             warm_sampler(self.runner.vocab_size, self.runner.dtype, self.runner.device)
         self._backend: Backend = "compiled" if compiled else "auto"
         self.scoring = Scoring(
-            self.scheduler, settings, stats, self.backlog, self.circuits, resume=self._resume, fail=self._fail
+            self.scheduler,
+            settings,
+            stats,
+            self.backlog,
+            self.circuits,
+            resume=self._resume,
+            fail=self._fail,
+            wake=wake,
         )
         self._duets = Duets(alive=self._lives, append=self._append, fail=self._fail_row)
+        self._weighing = Weighing(
+            alive=self._lives, append=self._append, resume=self._resume, fail=self._fail, fail_row=self._fail_row
+        )
+        self._remote: RemoteExecutor | None = None
+        if (base := models[BASE].remote) is not None:
+            self._remote = RemoteExecutor(
+                base,
+                stats,
+                append=self._append,
+                resume=self._resume,
+                fail=self._fail,
+                alive=self._lives,
+                wake=wake,
+            )
+        self._worked = False
+        """whether the tick has computed something, or made room"""
         self._jobs: dict[object, Job] = {}
         self._ended: list[Job] = []
         self.adopt(models, guides, rewards)
@@ -69,6 +96,16 @@ class Engine:
     @property
     def idle(self) -> bool:
         return not self._jobs and not self.scoring.ratings
+
+    @property
+    def rests(self) -> bool:
+        """Whether a tick has nothing to do before other servers answer."""
+        if self._worked or not all(map(self.scoring.waits, self.scoring.ratings)):
+            return False
+        return all(
+            self.scoring.waits(job) or (self._remote is not None and self._remote.waits(job))
+            for job in self.scheduler.running
+        )
 
     def adopt(self, models: Mapping[str, Model], guides: Mapping[str, Guide], rewards: Mapping[str, Reward]) -> None:
         """Run these from now on; what is gone must not be in use."""
@@ -111,13 +148,17 @@ class Engine:
 
     def tick(self) -> None:
         """Admit, prefill one budget of tokens, decode one token per row, score one batch per reward, deliver."""
+        self._worked = False
         self._enforce_budgets()
         self.scheduler.admit()
         self._prefill()
         self._start_programs()
+        running = self.scheduler.running
+        if self._remote is not None:
+            self._remote.tick(running)
         self._decode()
-        self.scoring.tick(list(self.scheduler.running))
-        self._draw_weighed()
+        self.scoring.tick([job for job in running if self._remote is None or not self._remote.answers(job)])
+        self._weighing.draw(running, self._sampler)
         self.deliver()
         self._count()
 
@@ -153,6 +194,7 @@ class Engine:
     def _prefill(self) -> None:
         broken: dict[Job, GuideError | None] = {}
         for model, turns in self.scheduler.prefill().items():
+            self._worked = True
             try:
                 broken |= dict.fromkeys(fill(model.runner, turns, self.stats))
             except Exception as error:
@@ -166,7 +208,8 @@ class Engine:
     def _start_programs(self) -> None:
         """Start those whose prompt is stored, and go on with those that have waited for other prompts."""
         for job in list(self.scheduler.running):
-            if job.run is None and job.prompt.stored:
+            unread = self._remote is not None and job.reading is not None and not job.reading.complete
+            if job.run is None and job.prompt.stored and not unread:
                 job.end_phase("prefill")
                 job.prompt.table.pin(job.request.pinned)
                 job.tell_prompt()
@@ -185,6 +228,8 @@ class Engine:
         """Let a request end with the best that it has, wherever it is."""
         if job.op is not None or job.run is None:
             job.end_phase(job.phase)
+        if self._remote is not None:
+            self._remote.forget(job)
         if job.run is not None:
             job.run.close()
         else:
@@ -197,11 +242,16 @@ class Engine:
 
     def _decode(self) -> None:
         turns = self.scheduler.decode()
-        if not turns:
+        elsewhere = {} if self._remote is None else self._remote.heard(self.scheduler.running)
+        if not turns and not elsewhere:
             return
+        self._worked = True
         self.stats.steps += 1
         outputs = self._reader.read(turns)
         jobs = {turn.sequence: turn.job for turn in turns}
+        for sequence, (job, rows) in elsewhere.items():
+            outputs.add_remote(sequence.base, rows)
+            jobs[sequence] = job
         self.stats.rows_per_step.add(len(jobs))
         self.stats.strategies_per_step.add(len({job.request.strategy for job in jobs.values()}))
         speaking: list[Sequence] = []
@@ -222,7 +272,7 @@ class Engine:
         if speaking:
             self._speak(speaking, jobs, outputs, sure)
         if proposing:
-            self._propose(proposing, jobs, outputs)
+            self._weighing.propose(proposing, jobs, outputs, self._sampler, self._reader.score)
         self._duets.draft(drafting, jobs, outputs, self._sampler)
         for turn in turns:
             count = len(turn.chunk.tokens)
@@ -275,37 +325,6 @@ class Engine:
                 job.settle(sequence)
             if sequence.duet is not None:
                 self._duets.settle(job, sequence)
-
-    def _propose(self, rows: list[Sequence], jobs: Mapping[Sequence, Job], outputs: Outputs) -> None:
-        """Note for each sequence which tokens could follow."""
-        logits = outputs.logits([row.base for row in rows])
-        counts = [op.k for row in rows if isinstance(op := jobs[row].op, Propose)]
-        found = self._sampler.propose(rows, counts, logits, outputs, self._reader.score)
-        for sequence, proposed in zip(rows, found, strict=True):
-            job = jobs[sequence]
-            if job.request.handle not in self._jobs:  # another of its rows has just failed
-                continue
-            if proposed.error is not None or not proposed.scores:
-                self._fail_row(job, proposed.error)
-            else:
-                sequence.proposal = proposed.scores, proposed.reference
-                del job.targets[sequence]
-
-    def _draw_weighed(self) -> None:
-        """Draw the tokens that programs have weighed, those of all requests at once."""
-        jobs = [job for job in self.scheduler.running if isinstance(job.op, Draw)]
-        rows = [(job, *entry) for job in jobs for entry in job.draws.items()]
-        if not rows:
-            return
-        found = self._sampler.weigh([sequence for _, sequence, _ in rows], [weighed for *_, weighed in rows])
-        for (job, sequence, _), drawn in zip(rows, found, strict=True):
-            if drawn.id >= 0 and job.request.handle in self._jobs:
-                sequence.weighed = True
-                self._append(job, sequence, drawn)
-            elif job.request.handle in self._jobs:
-                self._fail(job, TrimtabError("the search gave no token a finite score"))
-        for job in (job for job in jobs if job.request.handle in self._jobs):
-            self._resume(job)
 
     def _append(self, job: Job, sequence: Sequence, draw: Drawn) -> None:
         """Add a token to its sequence, see whether the sequence ends, and stream the text that is certain."""
@@ -388,6 +407,9 @@ class Engine:
         self._end(job)
 
     def _end(self, job: Job) -> None:
+        if self._remote is not None:
+            self._remote.forget(job)
+        self._worked = True
         self.scheduler.release(job)
         job.usage.phases = job.phases.told
         del self._jobs[job.request.handle]

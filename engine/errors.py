@@ -45,6 +45,25 @@ class GuideUnavailable(Overloaded):
         self.guide = guide
 
 
+class RemoteUnavailable(Overloaded):
+    """A server that the request needs cannot be reached or takes no calls now; nothing is wrong with the request."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0, guide: str | None = None) -> None:
+        """`guide` is what the server runs; None: the base model."""
+        super().__init__(message, retry_after=retry_after)
+        self.guide = guide
+
+
+class RemoteError(TrimtabError):
+    """A server that the request needs answered what cannot be understood, or refused what it should be able to do."""
+
+    def __init__(self, message: str, *, refused: bool = False, guide: str | None = None) -> None:
+        """`refused`: it did not take what was asked, as its status from 400 to 499 says; `guide` as above."""
+        super().__init__(message)
+        self.refused = refused
+        self.guide = guide
+
+
 class GuideInUse(TrimtabError):
     """A guide cannot be unloaded: requests use it."""
 

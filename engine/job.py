@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, islice
+from secrets import token_hex
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
@@ -60,6 +61,8 @@ class Job:
 
     request: Request
     prompt: Sequence
+    session: str = field(default_factory=lambda: token_hex(8))
+    """names the request to servers that are asked for it, and to no one else"""
     reading: PromptReading | None = None
     """of the prompt's own log-probabilities"""
     arrived: float = field(default_factory=monotonic)
@@ -117,7 +120,7 @@ class Job:
             nonlocal opener
             opener = other
             prompt = start(Conversation(self.request.messages))
-            prompt.streams, prompt.stream = count(), -1  # as if the request had begun with it
+            prompt.streams, prompt.stream = count(self.request.random_stream), -1  # as if the request had begun with it
             self._restart(prompt)
             return prompt
 
@@ -413,7 +416,7 @@ def _opened(
         limit=opening.limit,
         plan=plan,
         text=opening.text,
-        streams=count() if relative is None else relative.streams,
+        streams=count(request.random_stream) if relative is None else relative.streams,
         stream=-1 if relative is None else next(relative.streams),
         duet=None if plan.gate is None else _duet(plan, lanes),
         grammar=None if helper or request.grammar is None else request.grammar(lanes[0].model.vocabulary, plan.ends),

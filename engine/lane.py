@@ -37,7 +37,7 @@ class Lane:
             name=plan.name,
             model=model,
             tokens=plan.prompt[:],
-            table=PageTable(model.runner.pool, b"|".join((model.salt_of(plan.variant), salt))),
+            table=model.runner.pool.table(b"|".join((model.salt_of(plan.variant), salt))),
             variant=plan.variant,
             scores=plan.scores,
             called=plan.called,

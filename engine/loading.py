@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -115,6 +116,36 @@ def load_encoder(
     return _loaded(model, source, folder, trust_remote_code, _positions(model, source))
 
 
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """What is known of a model without its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: int
+    """ids that the model can read, as its config says"""
+    context_length: int
+    eos_ids: frozenset[int]
+
+
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> LoadedTokenizer:
+    """Load the tokenizer and the config of a language model; its weights are neither needed nor fetched.
+
+    Raises ModelLoadError for sources that cannot be had.
+    """
+    folder = resolve(source, remote_code=trust_remote_code, weights=False)
+    config = _config(source, folder, trust_remote_code)
+    with _one_line_errors(source):
+        has_own = (folder / "generation_config.json").is_file()
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True) if has_own else None
+    text = config.get_text_config()
+    return LoadedTokenizer(
+        tokenizer=_tokenizer(source, folder, trust_remote_code),
+        rows=text.vocab_size,
+        context_length=_stated_length(config, source),
+        eos_ids=_eos_ids(generation, config, text),
+    )
+
+
 def is_decoder(config: PreTrainedConfig) -> bool:
     """Whether tokens of such a model see those before them alone."""
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_decoder", None) is not False
@@ -189,27 +220,38 @@ def _weights(
 def _loaded(
     model: PreTrainedModel, source: str, folder: Path, trust_remote_code: bool, context_length: int
 ) -> LoadedModel:
-    with _one_line_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    if not tokenizer.is_fast:
-        raise ModelLoadError(f"model {source!r} has no fast tokenizer: add a tokenizer.json to its folder")
     return LoadedModel(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(source, folder, trust_remote_code),
         source=source,
         fingerprint=fingerprint(folder),
         dtype=model.dtype,
         context_length=context_length,
-        eos_ids=_eos_ids(model),
+        eos_ids=_eos_ids(getattr(model, "generation_config", None), model.config, model.config.get_text_config()),
     )
 
 
-def _positions(model: PreTrainedModel, source: str) -> int:
-    config = model.config.get_text_config()
+def _tokenizer(source: str, folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    with _one_line_errors(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    if not tokenizer.is_fast:
+        raise ModelLoadError(f"model {source!r} has no fast tokenizer: add a tokenizer.json to its folder")
+    return tokenizer
+
+
+def _stated_length(config: PreTrainedConfig, source: str) -> int:
+    text = config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-    length = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    length = next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)
     if length is None:
         raise ModelLoadError(f"model {source!r} states no context length: set max_position_embeddings in config.json")
+    return length
+
+
+def _positions(model: PreTrainedModel, source: str) -> int:
+    length = _stated_length(model.config, source)
     positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if isinstance(positions, torch.nn.Embedding) and positions.padding_idx is not None:
         length = min(length, positions.num_embeddings - positions.padding_idx - 1)  # RoBERTa counts from there
@@ -240,9 +282,9 @@ def _layer_types(config: PreTrainedConfig) -> list[str]:
     return list(getattr(config.get_text_config(), "layer_types", None) or ())
 
 
-def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
+def _eos_ids(*holders: GenerationConfig | PreTrainedConfig | None) -> frozenset[int]:
     ids: set[int] = set()
-    for holder in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
+    for holder in holders:
         value = getattr(holder, "eos_token_id", None)
         ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
     return frozenset(ids)

@@ -12,7 +12,7 @@ class Measure:
     """How one token of an answer stands to the base; nats."""
 
     logprob: float
-    """under the distribution that it was drawn from"""
+    """under the distribution that it was drawn from; NaN: a remote base drew it and does not tell"""
     base_logprob: float
     kl: float
     """KL(steered || base) at its position; of a word that another model said, as of one that is certain
@@ -33,12 +33,13 @@ def summarise(measures: Sequence[Measure], *, against_base: bool) -> Steering:
     kl = fsum(each.kl for each in measures)
     against_base = against_base and not isnan(kl)
     known = against_base and count > 0
+    drawn = fsum(each.logprob for each in measures)
     return Steering(
         tokens=count,
         kl=kl if against_base else None,
         kl_mean=kl / count if known else None,
         logprob_base=fsum(each.base_logprob for each in measures) if against_base else None,
-        logprob_steered=fsum(each.logprob for each in measures),
+        logprob_steered=None if isnan(drawn) else drawn,
         intervention_rate=sum(each.changed for each in measures) / count if known else None,
         branching_factor=_branching(each.entropy for each in measures),
         branching_factor_base=_branching(each.base_entropy for each in measures) if known else None,

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from trimtab.engine.dtype import DType
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.guides.build import brings_model
-from trimtab.engine.guides.config import EmbeddingConfig, LanguageConfig
+from trimtab.engine.guides.config import EmbeddingConfig, LanguageConfig, RemoteRewardConfig
 from trimtab.engine.guides.folders import locate
 from trimtab.engine.plan import BASE
 from trimtab.engine.rewards.program import Program
@@ -138,12 +138,14 @@ def plan_device(settings: EngineSettings, device: torch.device) -> MemoryPlan:
 
 
 def survey(settings: EngineSettings) -> list[Footprint]:
-    """The footprints of the base and of every guide; fetches what is not here yet."""
+    """The footprints of the base, where it runs here, and of every guide; fetches what is not here yet."""
     remote, tokens = settings.trust_remote_code, max(settings.prefill_tokens, READ_ROWS)
-    folder = resolve(settings.model, remote_code=remote)
-    found = [footprint(BASE, folder, settings.dtype, tokens=tokens, remote_code=remote)]
+    found = []
+    if settings.remote is None:
+        folder = resolve(settings.model, remote_code=remote)
+        found.append(footprint(BASE, folder, settings.dtype, tokens=tokens, remote_code=remote))
     for name, config in settings.guides.items():
-        if isinstance(config, Program):
+        if isinstance(config, Program | RemoteRewardConfig):
             continue
         if isinstance(config, EmbeddingConfig):
             place, most = resolve(config.model, remote_code=remote), config.max_batch_tokens

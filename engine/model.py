@@ -8,6 +8,7 @@ from trimtab.engine.plan import Variant
 from trimtab.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from trimtab.engine.remote.base import RemoteBase
     from trimtab.engine.runner import ModelRunner
 
 
@@ -25,6 +26,8 @@ class Model:
     """of the weights; starts the hashes of cached pages"""
     editions: Counter[str] = field(default_factory=Counter)
     """how often an adapter or a control vector of a name was taken from this model"""
+    remote: "RemoteBase | None" = None
+    """the server that runs it; None: its forwards run here"""
 
     def salt_of(self, variant: Variant) -> bytes:
         """Starts the hashes of pages that rows of a variant write; never those of an earlier namesake's."""

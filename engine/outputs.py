@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trimtab.engine.lane import Lane
@@ -20,6 +21,7 @@ class Outputs:
         self._rows: dict[Lane, range] = {}
         self._chosen: dict[Lane, int] = {}
         self._unedited: dict[Lane, Tensor] = {}
+        self._remote: dict[Lane, Tensor] = {}
 
     def add(self, model: Model, turns: Sequence[Turn], decoded: Decoded, edited: Sequence[Lane]) -> None:
         """Take in a forward of `model` over the chunks of `turns`, in their order."""
@@ -30,8 +32,19 @@ class Outputs:
         self._decoded[model] = decoded
         self._unedited.update(zip(edited, decoded.unedited, strict=True))
 
+    def add_remote(self, lane: Lane, rows: Tensor) -> None:
+        """Take in what another server told of a lane: log-probabilities (q, V), known of the best tokens alone."""
+        self._remote[lane] = rows
+        self._rows[lane] = range(len(rows))
+
+    def guessed(self, lane: Lane) -> bool:
+        """Whether only the best tokens of the lane's distributions are known."""
+        return lane in self._remote
+
     def logits(self, lanes: Sequence[Lane]) -> Tensor:
         """Logits after the last token of lanes of one model, (R, V) in its dtype."""
+        if lanes[0] in self._remote:
+            return torch.stack([self._remote[lane][self._chosen.get(lane, -1)] for lane in lanes])
         return self._last(self._decoded[lanes[0].model].logits, lanes)
 
     def hidden(self, lanes: Sequence[Lane]) -> Tensor:
@@ -49,6 +62,8 @@ class Outputs:
     def every(self, lane: Lane) -> Tensor:
         """Logits after each token that the lane read, (q, V)."""
         rows = self._rows[lane]
+        if lane in self._remote:
+            return self._remote[lane]
         return self._decoded[lane.model].logits[rows.start : rows.stop]
 
     def _last(self, values: Tensor, lanes: Sequence[Lane]) -> Tensor:

@@ -56,6 +56,10 @@ class PagePool:
     def used(self) -> int:
         return self.total - self.available
 
+    def table(self, salt: bytes = b"") -> "PageTable":
+        """An empty table; `salt` starts the hashes of its pages."""
+        return PageTable(self, salt)
+
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 

@@ -218,7 +218,8 @@ class SteerPlan:
     def steered(self) -> bool:
         """Whether anything but the base model and the sampling parameters shapes the next token."""
         lanes = any(not lane.called for lane in self.lanes)
-        return bool(lanes or self.candidates or self.values or self.hidden or self.limit or self.variant != PLAIN)
+        scores = self.base_weight != 1 or self.candidates or self.values or self.hidden or self.limit
+        return bool(lanes or scores or self.variant != PLAIN)
 
     @property
     def alone(self) -> "SteerPlan":

@@ -63,6 +63,8 @@ class Request:
     """tell nothing of answers that are not returned"""
     tree: bool = False
     """tell what the search wrote on the way, unless it has to be discreet"""
+    random_stream: int = 0
+    """number of the first random stream"""
     prompt_logprobs: int | None = None
     """best tokens to tell of at each token of the prompt, beside its own; None: nothing"""
     strategy: str = ""

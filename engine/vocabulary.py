@@ -50,7 +50,8 @@ class Vocabulary:
         known = max(self.tokens.values()) + 1
         self.size = known if model_rows is None else min(known, model_rows)
         """ids from here on have no string, or no row in the model"""
-        self._rows = max(known, model_rows or 0)
+        self.rows = max(known, model_rows or 0)
+        """ids from here on cannot be drawn"""
         self._spelling = Spelling(tokenizer)
 
     def with_template(self, template: str) -> Vocabulary:
@@ -221,7 +222,7 @@ class Vocabulary:
 
     @cached_property
     def _table(self) -> list[bytes]:
-        table = [b""] * self._rows
+        table = [b""] * self.rows
         for token, id_ in self.tokens.items():
             exact = self._spelling.token_bytes(token)
             table[id_] = self.decode([id_], skip_special_tokens=False).encode() if exact is None else exact

@@ -22,6 +22,8 @@ from trimtab.engine.request import Request
 
 logger = logging.getLogger(__name__)
 
+NAP = 0.05
+"""seconds between two looks at deadlines while other servers are waited for"""
 MAX_FAILURES = 3  # ticks that may raise, with no decode step in between, before the engine gives up
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ class Worker:
         self._signal = Condition()
         self._draining = False
         self._closing = False
+        self._woken = False
         built: Future[Engine] = Future()
         self._thread = Thread(target=self._run, args=(build, built), name="trimtab-engine", daemon=True)
         self._thread.start()
@@ -69,6 +72,12 @@ class Worker:
     def fits(self, load: Load) -> bool:
         """Whether the queue has room for so much more."""
         return self.engine.backlog.fits(load)
+
+    def wake(self) -> None:
+        """Let the engine go on: what it waits for has come."""
+        with self._signal:
+            self._woken = True
+            self._signal.notify()
 
     @property
     def idle(self) -> bool:
@@ -154,8 +163,12 @@ class Worker:
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when the thread should end."""
         with self._signal:
-            while not (self._inbox or self._cancelled or self._errands or self._closing) and self.engine.idle:
-                self._signal.wait()
+            while not (self._inbox or self._cancelled or self._errands or self._closing or self._woken):
+                if self.engine.idle:
+                    self._signal.wait()
+                elif not self.engine.rests or not self._signal.wait(NAP):
+                    break
+            self._woken = False
             return not self._closing
 
     def _take_in(self) -> None:

@@ -1,6 +1,7 @@
 """What the operator may change while the server runs, behind a key of its own: models, guides, and a reload."""
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from trimtab.engine.errors import GuideInUse, InvalidRequest, ModelLoadError
+from trimtab.engine.guides.config import GuideConfig, RemoteRewardConfig
+from trimtab.engine.remote.settings import RemoteSettings
 from trimtab.engine.settings import EngineSettings
 from trimtab.engine.sources import short_name
 from trimtab.server.callers import AdminRoute
@@ -50,6 +53,7 @@ def routes(service: Service) -> APIRouter:
     async def load_model(body: LoadModel) -> ModelCard:
         """Load another base model beside those that are served."""
         settings = _engine_settings(body.engine)
+        _refuse_keys("engine", settings.guides, settings.remote)
         async with loading:
             name = short_name(settings.model)
             if name in service.llms:
@@ -83,6 +87,7 @@ def routes(service: Service) -> APIRouter:
         async with loading:
             if body.name in llm.guides:
                 raise ApiError(409, f"the guide {body.name!r} is loaded already", param="name", code="exists")
+            _refuse_keys("config", {body.name: body.config})
             try:
                 await asyncio.wrap_future(llm.load_guide(body.name, body.config))
             except ModelLoadError as error:
@@ -122,6 +127,16 @@ def _engine_settings(given: dict[str, Any]) -> EngineSettings:
         first = error.errors()[0]
         param = param_name(("engine", *first["loc"]))
         raise InvalidRequest(f"{param}: {first['msg']}", param=param, code="invalid_value") from None
+
+
+def _refuse_keys(param: str, guides: Mapping[str, GuideConfig], remote: RemoteSettings | None = None) -> None:
+    """Raise InvalidRequest where a variable of this process's environment would be sent to an address."""
+    far = [each for each in guides.values() if isinstance(each, RemoteRewardConfig)]
+    if any(each is not None and each.api_key_env is not None for each in (remote, *far)):
+        raise InvalidRequest(
+            "api_key_env sends a variable of the server's environment elsewhere: name it in the configuration file",
+            param=param,
+        )
 
 
 def _models(service: Service) -> list[ModelCard]:

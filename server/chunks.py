@@ -198,11 +198,14 @@ class TextChunks(Chunks):
         *,
         echoes: Sequence[Echo | None],
         skip_special: bool,
+        as_ids: bool,
     ) -> None:
         super().__init__(head, extras, vocabulary)
         self._echoes = echoes
         lengths = (0 if echo is None else len(echo.text) for echo in echoes)
-        self._aligned = [TextLogprobs(vocabulary, length, skip_special=skip_special) for length in lengths]
+        self._aligned = [
+            TextLogprobs(vocabulary, length, skip_special=skip_special, as_ids=as_ids) for length in lengths
+        ]
 
     def opening(self, indices: Sequence[int]) -> bytes:
         """The echoed prompt of each choice, where one was asked for."""

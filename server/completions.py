@@ -58,6 +58,7 @@ def _generations(service: Service, call: Call, body: CompletionRequest) -> list[
             priority=body.priority or 0,
             add_special_tokens=body.add_special_tokens is not False,
             prompt_logprobs=body.prompt_logprobs,
+            random_stream=body.random_stream or 0,
         )
         for prompt in body.prompts
     ]
@@ -65,9 +66,11 @@ def _generations(service: Service, call: Call, body: CompletionRequest) -> list[
 
 def _echoes(exchange: Exchange, body: CompletionRequest) -> list[Echo | None]:
     """What precedes each choice; None without echo."""
-    skip = body.skip_special_tokens is not False
+    skip, as_ids = body.skip_special_tokens is not False, bool(body.return_tokens_as_token_ids)
     return [
-        Echo.of(prompt, prepared.prompt_ids, exchange.llm.vocabulary, skip_special=skip) if body.echo else None
+        Echo.of(prompt, prepared.prompt_ids, exchange.llm.vocabulary, skip_special=skip, as_ids=as_ids)
+        if body.echo
+        else None
         for prompt, prepared in zip(body.prompts, exchange.prepared, strict=True)
         for _ in range(body.choices)
     ]
@@ -82,6 +85,7 @@ def _stream(
         exchange.llm.vocabulary,
         echoes=echoes,
         skip_special=body.skip_special_tokens is not False,
+        as_ids=bool(body.return_tokens_as_token_ids),
     )
     return EventStream(service, exchange, chunks)
 
@@ -94,12 +98,14 @@ def _whole(
     echoes: Sequence[Echo | None],
 ) -> Completion:
     vocabulary, skip = exchange.llm.vocabulary, body.skip_special_tokens is not False
+    as_ids = bool(body.return_tokens_as_token_ids)
 
     def choice(index: int, each: Choice, result: Result, prompt_ids: Sequence[int]) -> TextChoice:
         echo, logprobs = echoes[index], None
         text = "" if echo is None else echo.text
         if each.logprobs is not None:
-            logprobs = TextLogprobs(vocabulary, len(text), skip_special=skip).add(each.logprobs)
+            aligned = TextLogprobs(vocabulary, len(text), skip_special=skip, as_ids=as_ids)
+            logprobs = aligned.add(each.logprobs)
         if logprobs is not None and echo is not None and result.prompt_logprobs is not None:
             logprobs = joined(echo.logprobs(result.prompt_logprobs, vocabulary), logprobs)
         return TextChoice(

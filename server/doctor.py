@@ -145,6 +145,7 @@ def _telemetry(settings: Settings) -> Iterator[Check]:
 def _model(settings: Settings) -> Iterator[Check]:
     from trimtab.llm import LLM
     from trimtab.server.guide_checks import guide_checks
+    from trimtab.server.remote_checks import remote_checks
 
     name = settings.engine.model
     try:
@@ -154,6 +155,7 @@ def _model(settings: Settings) -> Iterator[Check]:
         return
     try:
         yield Check("model", True, f"{name} loads; context of {llm.context_length} tokens")
+        yield from remote_checks(llm)
         yield _memory(llm)
         chat = bool(llm.vocabulary.tokenizer.chat_template)
         fix = "" if chat else "use /v1/completions, or serve a chat model"

@@ -18,24 +18,32 @@ class Echo:
     silent: int
     skip_special: bool
     """special tokens are no part of the text"""
+    as_ids: bool = False
+    """log-probabilities name tokens by their ids"""
 
     @classmethod
     def of(
-        cls, prompt: str | Sequence[int], ids: Sequence[int], vocabulary: Vocabulary, *, skip_special: bool
+        cls,
+        prompt: str | Sequence[int],
+        ids: Sequence[int],
+        vocabulary: Vocabulary,
+        *,
+        skip_special: bool,
+        as_ids: bool = False,
     ) -> "Echo":
         """A string is repeated as it came, special tokens that it spells out included."""
         if not isinstance(prompt, str):
-            return cls(vocabulary.decode(prompt, skip_special), ids, 0, skip_special)
+            return cls(vocabulary.decode(prompt, skip_special), ids, 0, skip_special, as_ids)
         silent = 0
         while silent < len(ids) and ids[silent] in vocabulary.special_ids:
             if prompt.startswith(vocabulary.token_bytes(ids[silent]).decode()):
                 break
             silent += 1
-        return cls(prompt, ids, silent, skip_special=False)
+        return cls(prompt, ids, silent, skip_special=False, as_ids=as_ids)
 
     def logprobs(self, told: Sequence[TokenLogprob | None], vocabulary: Vocabulary) -> dict[str, Any]:
         """What is known of the prompt's tokens, as text completions tell it."""
-        aligned = TextLogprobs(vocabulary, 0, skip_special=self.skip_special)
+        aligned = TextLogprobs(vocabulary, 0, skip_special=self.skip_special, as_ids=self.as_ids)
         return aligned.echo(self.ids, told, self.text, self.silent)
 
 

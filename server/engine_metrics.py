@@ -13,6 +13,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from trimtab.engine.remote.stats import RemoteStats
 from trimtab.engine.results import EngineStats
 from trimtab.engine.tally import Tally
 
@@ -83,6 +84,14 @@ _PER_GUIDE: tuple[tuple[type[_Family], str, str, Callable[[EngineStats], Mapping
     (HistogramMetricFamily, "reward_batch_size", "Answers scored in one batch", lambda s: s.reward_batch_size),
     (HistogramMetricFamily, "reward_latency_seconds", "Seconds to score one batch", lambda s: s.reward_latency),
 )
+_PER_REMOTE: tuple[tuple[type[_Family], str, str, Callable[[RemoteStats], _Number]], ...] = (
+    (GaugeMetricFamily, "remote_up", "0 while another server cannot be reached", lambda s: not s.lost),
+    (GaugeMetricFamily, "remote_calls_in_flight", "Calls to another server under way", lambda s: s.in_flight),
+    (GaugeMetricFamily, "remote_calls_waiting", "Calls that wait for one of its connections", lambda s: s.waiting),
+    (CounterMetricFamily, "remote_retries", "Calls sent again after a failure", lambda s: s.retries),
+    (CounterMetricFamily, "remote_hedges", "Calls sent twice because the answer was late", lambda s: s.hedges),
+    (HistogramMetricFamily, "remote_call_seconds", "Seconds of a call that succeeded", lambda s: s.seconds),
+)
 
 
 class EngineCollector(Collector):
@@ -110,6 +119,34 @@ class EngineCollector(Collector):
                 for guide, number in dict(per_guide(stats)).items():
                     add(family, [model, guide], number)
             yield family
+        yield from _remotes({(model, name): s for model, e in engines.items() for name, s in dict(e.remotes).items()})
+
+
+def _remotes(remotes: Mapping[tuple[str, str], RemoteStats]) -> Iterator[Metric]:
+    """Every number of the calls to other servers, by model and by what the server runs for it."""
+    for kind, name, text, read in _PER_REMOTE:
+        family = kind(f"trimtab:{name}", text, labels=["model", "remote"])
+        for where, stats in remotes.items():
+            add(family, [*where], read(stats))
+        yield family
+    calls = CounterMetricFamily(
+        "trimtab:remote_calls",
+        "Calls to another server: ok, failed or cancelled",
+        labels=["model", "remote", "outcome"],
+    )
+    failures = CounterMetricFamily(
+        "trimtab:remote_failures", "Attempts at calls that failed, by how", labels=["model", "remote", "kind"]
+    )
+    for where, stats in remotes.items():
+        attempts = dict(stats.failures)
+        succeeded, failed = sum(stats.seconds.counts), max(0, sum(attempts.values()) - stats.retries)
+        ended = {"ok": succeeded, "failed": failed, "cancelled": max(0, stats.calls - succeeded - failed)}
+        for outcome, count in ended.items():
+            calls.add_metric([*where, outcome], count)
+        for how, count in attempts.items():
+            failures.add_metric([*where, how], count)
+    yield calls
+    yield failures
 
 
 def add(family: _Family, labels: list[str], number: _Number) -> None:

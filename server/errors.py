@@ -16,7 +16,15 @@ from starlette.routing import compile_path
 
 from trimtab.decoders.invalid import VIOLATION, nearest
 from trimtab.decoders.library.errors import LibraryError
-from trimtab.engine.errors import Draining, GuideError, GuideUnavailable, InvalidRequest, Overloaded
+from trimtab.engine.errors import (
+    Draining,
+    GuideError,
+    GuideUnavailable,
+    InvalidRequest,
+    Overloaded,
+    RemoteError,
+    RemoteUnavailable,
+)
 
 log = logging.getLogger("trimtab.server")
 
@@ -28,6 +36,7 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",
+    502: "server_error",
     503: "service_unavailable_error",
 }
 
@@ -70,9 +79,16 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, InvalidRequest):
         status = 403 if error.code == VIOLATION else 400
         return ApiError(status, str(error), param=error.param, code=error.code)
+    if isinstance(error, RemoteUnavailable):
+        log.warning("%s", error)  # with the address of the server, which is no caller's business
+        message = f"the server of {_whose(error)} cannot be reached or is too busy: try again later"
+        return ApiError(503, message, code="remote_unavailable", headers=_later(error))
+    if isinstance(error, RemoteError):
+        log.error("%s", error)
+        message = f"the server of {_whose(error)} gave no answer that can be used; the log here says why"
+        return ApiError(502, message, code="remote_error", headers=NO_RETRY if error.refused else None)
     if isinstance(error, Overloaded):
-        retry = str(max(1, math.ceil(error.retry_after)))
-        return ApiError(503, str(error), code=_overload(error), headers={"retry-after": retry})
+        return ApiError(503, str(error), code=_overload(error), headers=_later(error))
     if isinstance(error, LibraryError):
         log.error("%s", error)
         message = "norms and profiles cannot be reached; the server's log says why under this x-request-id"
@@ -83,6 +99,16 @@ def api_error(error: Exception) -> ApiError:
     log.error("internal error", exc_info=error)
     message = "internal error; the server's log has the details under this x-request-id"
     return ApiError(500, message, code="internal_error", headers=NO_RETRY)
+
+
+def _later(error: Overloaded) -> dict[str, str]:
+    """When to come again."""
+    return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+
+
+def _whose(error: RemoteUnavailable | RemoteError) -> str:
+    """What a server runs, as callers know it."""
+    return "the base model" if error.guide is None else f"guide {error.guide!r}"
 
 
 def _overload(error: Overloaded) -> str:
@@ -113,7 +139,7 @@ def install(app: FastAPI) -> None:
         return Response(status_code=499)  # nginx's code; nobody reads it
 
     app.add_exception_handler(ClientGone, gone)
-    for kind in (InvalidRequest, Overloaded, GuideError, LibraryError):
+    for kind in (InvalidRequest, Overloaded, RemoteError, GuideError, LibraryError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from trimtab.engine.guides.base import EmbeddingGuide, Guide, HeadGuide, LanguageGuide, ScorerGuide
 from trimtab.engine.guides.card import Card
+from trimtab.engine.guides.config import GuideConfig, RemoteRewardConfig
 from trimtab.engine.guides.loaded import Guides
 from trimtab.engine.rewards.contract import Contract
 from trimtab.engine.rewards.program import Program
@@ -46,7 +47,7 @@ def _card(loaded: Guides, guide: Guide) -> GuideCard:
     return GuideCard(
         name=guide.name,
         role=guide.role,
-        model=config.kind if isinstance(config, Program) else short_name(config.model),
+        model=_model(config),
         vocabulary=vocabulary_relation(guide),
         context_length=_context_length(guide),
         chat_template=reader and bool(reader.vocabulary.tokenizer.chat_template),
@@ -56,6 +57,15 @@ def _card(loaded: Guides, guide: Guide) -> GuideCard:
         contract=_contract(loaded.contracts.get(guide.name)),
         card=_origin(loaded.cards.get(guide.name)),
     )
+
+
+def _model(config: GuideConfig) -> str:
+    """What a guide runs; of one on another server its name there, since the address is no caller's business."""
+    if isinstance(config, Program):
+        return config.kind
+    if isinstance(config, RemoteRewardConfig):
+        return "remote" if config.guide is None else short_name(config.guide)
+    return short_name(config.model)
 
 
 def _context_length(guide: Guide) -> int | None:

@@ -28,11 +28,13 @@ class TextLogprobs:
     """Log-probabilities of one text completion, piece by piece.
 
     Offsets count characters of the whole text, beginning with `offset`; a special token that `skip_special`
-    keeps out of the text has the offset of what follows.
+    keeps out of the text has the offset of what follows. `as_ids` names tokens `token_id:ID`, so that tokens whose
+    texts look alike can be told apart.
     """
 
-    def __init__(self, vocabulary: Vocabulary, offset: int, *, skip_special: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, offset: int, *, skip_special: bool, as_ids: bool = False) -> None:
         self._vocabulary = vocabulary
+        self._as_ids = as_ids
         self._skipped = vocabulary.special_ids if skip_special else frozenset()
         self._offset = offset
         self._previous: int | None = None
@@ -71,6 +73,8 @@ class TextLogprobs:
         return start
 
     def _token(self, token: int) -> str:
+        if self._as_ids:
+            return f"token_id:{token}"
         return _text(self._vocabulary.token_bytes(token))
 
     def _top(self, token: TokenLogprob) -> dict[str, float]:

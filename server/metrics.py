@@ -25,7 +25,7 @@ CANDIDATE_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 UNKNOWN = "unknown"
 """the label of what no model or no route stands for, so that clients cannot make up labels"""
 
-Refusal = Literal["queue_full", "rate_limit", "policy", "circuit_open", "draining"]
+Refusal = Literal["queue_full", "rate_limit", "policy", "circuit_open", "draining", "remote"]
 """why a request that could succeed at another time, or with another key, was refused"""
 
 REFUSALS: Mapping[str, Refusal] = {
@@ -34,6 +34,7 @@ REFUSALS: Mapping[str, Refusal] = {
     "policy_violation": "policy",
     "guide_unavailable": "circuit_open",
     "draining": "draining",
+    "remote_unavailable": "remote",
 }
 """by the code of the error body"""
 
@@ -78,7 +79,7 @@ class Metrics:
         self._responses = counter("http_responses", "HTTP responses by route and status", "route", "status")
         self._refused = counter(
             "request_refused",
-            "Requests refused: queue_full, rate_limit, policy, circuit_open or draining",
+            "Requests refused: queue_full, rate_limit, policy, circuit_open, draining or remote",
             *("model", "reason"),
         )
         self._auto = counter("auto_choices", "Requests by the setting that strategy auto chose", "model", "setting")

@@ -20,7 +20,7 @@ from trimtab.server.schema.responses import ErrorBody
 from trimtab.server.schema.stream import ChatChunk, StreamError, TextChunk
 from trimtab.server.settings import ServerSettings
 
-ANY_REQUEST = (400, 408, 429, 431, 500, 503)
+ANY_REQUEST = (400, 408, 429, 431, 500, 502, 503)
 """of the connection and of the server as a whole"""
 WITH_BODY = (413, 415)
 STREAMED = {"/v1/chat/completions": ChatChunk, "/v1/completions": TextChunk}
@@ -37,15 +37,18 @@ DESCRIPTIONS = {
     429: "the key has used up a limit of its policy, or the connection holds too many requests",
     431: "the headers are larger than server.max_header_bytes, or too many",
     500: "something failed here, a guide for instance",
-    503: "the queue is full, the server shuts down, or its engine or a guide is out of order",
+    502: "another server, which runs the base model or a guide, gave no answer that can be used",
+    503: "the queue is full, the server shuts down, or its engine, a guide or another server is out of order",
 }
 RETRY_AFTER = {"description": "seconds to wait before another attempt", "schema": {"type": "integer", "minimum": 1}}
+SHOULD_RETRY = {"description": "false: a retry cannot help", "schema": {"enum": ["true", "false"]}}
 HEADERS = {
     401: {"www-authenticate": {"description": "how to send a key", "schema": {"const": "Bearer"}}},
     409: {"retry-after": RETRY_AFTER},
     412: {"etag": {"description": "its version now, in quotes", "schema": {"type": "string"}}},
     429: {"retry-after": RETRY_AFTER},
-    500: {"x-should-retry": {"description": "false: a retry cannot help", "schema": {"enum": ["true", "false"]}}},
+    500: {"x-should-retry": SHOULD_RETRY},
+    502: {"x-should-retry": SHOULD_RETRY},
     503: {"retry-after": RETRY_AFTER},
 }
 REQUEST_ID = {

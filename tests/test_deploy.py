@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
@@ -197,6 +198,26 @@ def test_series_of_the_rules_tests_could_come_from_the_server() -> None:
         for each in test["input_series"]:
             for metric, labels in selectors(each["series"]):
                 assert labels - TARGET_LABELS == set(METRICS[metric][1]), each["series"]
+
+
+def in_the_image(path: Path) -> bool:
+    """Whether .dockerignore lets a path of the repository into the image; the last pattern that fits decides."""
+    lets = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!")
+        if line and any(fnmatch(str(each), pattern) for each in (path, *path.parents)):
+            lets = line.startswith("!")
+    return lets
+
+
+def test_the_image_has_what_the_package_links_to() -> None:
+    links = [path for path in (ROOT / "src/trimtab").iterdir() if path.is_symlink()]
+    assert links
+    for link in links:
+        for path in link.resolve().rglob("*.py"):
+            assert in_the_image(path.relative_to(ROOT)), f"src/trimtab/{link.name} has no {path.name} in the image"
+    assert not in_the_image(Path("benchmarks/replicas.py"))
+    assert not in_the_image(Path("tests/test_deploy.py"))
 
 
 @pytest.fixture

@@ -15,15 +15,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LINKS = {name: name for name in ("server", "training", "decoders", "engine", "kernels", "clients")}
 LINKS["bench"] = "benchmarks/bench"
+LINKS["cluster"] = "deploy/ray"  # `import ray` is Ray's own
 LINKED = set(LINKS)
 TOP = "llm"  # the files that lie in src/trimtab itself
+PLUGINS = {"vllm"}  # packages of src/trimtab itself: what other programs load
 
 # Who may import whom. server holds the command line, hence clients, training and bench, which in turn writes what
 # server/frontier.py reads.
 LAYERS = {
+    "cluster": {TOP, "server", "decoders", "engine", "kernels"},
     "server": {TOP, "bench", "training", "decoders", "engine", "kernels", "clients"},
     "bench": {TOP, "server", "decoders", "engine", "kernels", "clients"},
     "training": {TOP, "decoders", "engine", "kernels"},
+    "vllm": {"decoders", "engine", "kernels"},
     TOP: {"decoders", "engine", "kernels"},
     "decoders": {"engine", "kernels"},
     "engine": {"kernels"},
@@ -66,7 +70,7 @@ def unit_of(name: str) -> str | None:
     if first != "trimtab":
         return None
     second = rest.partition(".")[0]
-    return second if second in LINKED else TOP
+    return second if second in LINKED | PLUGINS else TOP
 
 
 def top_of(name: str) -> str:
@@ -77,6 +81,7 @@ def code() -> dict[str, dict[Path, ast.Module]]:
     """The parsed files of the package by unit."""
     files = {unit: sorted((ROOT / folder).rglob("*.py")) for unit, folder in LINKS.items()}
     files[TOP] = sorted(PACKAGE.glob("*.py"))
+    files |= {plugin: sorted((PACKAGE / plugin).rglob("*.py")) for plugin in PLUGINS}
     return {unit: {path: ast.parse(path.read_text()) for path in paths} for unit, paths in files.items()}
 
 
@@ -85,7 +90,8 @@ def every_file() -> list[Path]:
     apart = {"src", "build", "dist"}
     folders = [f for f in ROOT.iterdir() if f.is_dir() and f.name not in apart and not f.name.startswith(".")]
     ours = [folder for folder in folders if not (folder / "pyvenv.cfg").exists()]
-    return sorted([*PACKAGE.glob("*.py"), *(path for folder in ours for path in folder.rglob("*.py"))])
+    plugins = (path for plugin in PLUGINS for path in (PACKAGE / plugin).rglob("*.py"))
+    return sorted([*PACKAGE.glob("*.py"), *plugins, *(path for folder in ours for path in folder.rglob("*.py"))])
 
 
 CODE = code()
@@ -120,7 +126,7 @@ def test_reader_of_imports_sees_every_form(source: str, names: list[str], unit: 
 
 def test_package_links_to_the_code_folders() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == LINKED
+    assert folders == LINKED | PLUGINS
     for name, folder in LINKS.items():
         link = PACKAGE / name
         assert link.is_symlink(), f"src/trimtab/{name} is a copy: make it a link again"
@@ -153,18 +159,31 @@ def test_the_benchmark_knows_the_server_by_its_profile_alone() -> None:
 
 
 def test_web_framework_and_async_stay_in_server() -> None:
-    """But for asyncio itself in clients, one of which is for asynchronous programs."""
-    outside = {"server": set(), "clients": SERVER_ONLY - {"asyncio"}}
-    assert not violations({unit: outside.get(unit, SERVER_ONLY) for unit in CODE})
+    """But for asyncio itself where programs wait for other servers: the clients, and the engine's calls to a base."""
+    outside = {"cluster": set(), "server": set(), "clients": SERVER_ONLY - {"asyncio"}}
+    found = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for unit, files in CODE.items()
+        for path, tree in files.items()
+        for name in imported(tree)
+        if top_of(name) in outside.get(unit, SERVER_ONLY) - ({"asyncio"} if calls_out(path) else set())
+    ]
+    assert not found
     coroutines = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for unit, files in CODE.items()
         if unit not in outside
         for path, tree in files.items()
+        if not calls_out(path)
         for node in ast.walk(tree)
         if isinstance(node, ast.AsyncFunctionDef | ast.Await)
     ]
     assert not coroutines
+
+
+def calls_out(path: Path) -> bool:
+    """Whether a file keeps many calls to another server under way at once."""
+    return path.is_relative_to(ROOT / "engine" / "remote")
 
 
 def test_triton_stays_in_kernels() -> None:
@@ -227,7 +246,8 @@ def foreign_imports(files: dict[Path, ast.Module]) -> set[str]:
 def test_dependencies_and_imports_agree() -> None:
     always = names_of(PROJECT["project"]["dependencies"])
     optional = PROJECT["project"]["optional-dependencies"]
-    extras = {"training": names_of(optional["train"]), "bench": names_of(optional["bench"])}
+    parts = {"training": "train", "bench": "bench", "cluster": "ray", "vllm": "vllm"}
+    extras = {unit: names_of(optional[extra]) for unit, extra in parts.items()}
     foreign = {unit: foreign_imports(files) for unit, files in CODE.items()}
     everywhere = set().union(*(names for unit, names in foreign.items() if unit not in extras))
 

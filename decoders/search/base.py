@@ -187,6 +187,12 @@ class Search(Params):
     """the parameter to raise where it ends with fewer answers than choices are asked for; `rows_field` if None"""
     measures: ClassVar[bool] = False
     """it reads `Sequence.measures`: log-probabilities, KL and entropy of every token"""
+    distributions: ClassVar[bool] = False
+    """it reads the base's distribution of single tokens: weighs them, or goes by its entropy"""
+    weighs_draws: ClassVar[bool] = False
+    """it cannot do without log-probabilities under the distribution that tokens were drawn from"""
+    whole: ClassVar[bool] = False
+    """it writes every answer in one go from its beginning"""
     preferable: ClassVar[frozenset[str]] = frozenset({"reward"})
     own_scores: ClassVar[bool] = False
     """its answers are chosen by scores of its own, of which the reward is a part that a parameter may turn off"""

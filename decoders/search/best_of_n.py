@@ -6,7 +6,7 @@ With distinct rewards the answer y has probability F(y)^N - F(y-)^N, F the base 
 from collections.abc import Generator
 from collections.abc import Sequence as Many
 from dataclasses import replace
-from math import exp, fsum, isfinite, log
+from math import exp, fsum, isfinite, isnan, log, nan
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -26,6 +26,7 @@ class BestOfN(Search):
     """Draw n answers, return the best by a reward."""
 
     measures: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     n: int = Field(8, ge=1, le=256, description="answers to draw; fewer where `budget.max_kl` asks for it")
     reward: Expression = Field(description="what scores the answers: a reward's name, or an expression over several")
     export: Literal["best_and_worst"] | None = Field(
@@ -66,8 +67,9 @@ class BestOfN(Search):
         if answer.choices[0] not in drafts:
             return {}
         told = {"kl_bound": best_of_n_bound(len(drafts)), "win_rate_bound": win_rate_bound(len(drafts))}
-        if isinstance(context.select, Argmax):
-            told["kl_estimate"] = best_of_n_estimate(len(drafts), _logprob_of_reward(answer.choices[0], drafts))
+        logprob = _logprob_of_reward(answer.choices[0], drafts) if isinstance(context.select, Argmax) else nan
+        if not isnan(logprob):
+            told["kl_estimate"] = best_of_n_estimate(len(drafts), logprob)
         return told
 
     def _exported(self, drafts: Many[Sequence]) -> dict[str, Any]:
@@ -91,9 +93,12 @@ class BestOfN(Search):
 def _logprob_of_reward(best: Sequence, drafts: Many[Sequence]) -> float:
     """Log of the probability to draw an answer of the best one's reward: of those among the drafts, which is too low.
 
-    Answers of that reward that no draft met are missing, so that the estimate errs upwards, towards the bound.
+    Answers of that reward that no draft met are missing, so that the estimate errs upwards, towards the bound. NaN
+    where a remote base does not tell with which probability it drew them.
     """
     tied = {tuple(each.answer): each for each in drafts if each.reward == best.reward}
     logprobs = [fsum(token.logprob for token in each.measures) for each in tied.values()]
+    if any(map(isnan, logprobs)):
+        return nan
     top = max(logprobs)
     return min(0.0, top + log(fsum(exp(each - top) for each in logprobs)))

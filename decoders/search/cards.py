@@ -33,6 +33,7 @@ class Cards(Search):
 
     rows_field: ClassVar[str] = "parallel"
     measures: ClassVar[bool] = True  # the entropy that ends a segment is one of them
+    distributions: ClassVar[bool] = True
     reward: Expression = Field(description="what scores the answer")
     value: Expression | None = Field(None, description="what scores the answer so far; `reward` if not given")
     target: float = Field(allow_inf_nan=False, description="r*: the value that the end of an answer should reach")

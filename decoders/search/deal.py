@@ -60,6 +60,7 @@ class Deal(Search):
 
     temperature: ClassVar[float | None] = 0.0
     one_voice: ClassVar[bool] = True
+    distributions: ClassVar[bool] = True
     own_scores: ClassVar[bool] = True
     rows_field: ClassVar[str] = "beams"
     reward: Expression | None = Field(None, description="heuristic: what the text with its look ahead is worth")

@@ -31,6 +31,7 @@ class PpoMcts(Search):
 
     temperature: ClassVar[float | None] = 0.0
     one_voice: ClassVar[bool] = True
+    distributions: ClassVar[bool] = True
     rows_field: ClassVar[str] = "parallel"
     value: Expression = Field(description="V of an unfinished answer; a value head on the base is the cheapest")
     reward: Expression | None = Field(None, description="worth of a finished answer; V if not given")

@@ -1,7 +1,7 @@
 """Plain sampling: each choice is one independent draw from the model."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, ClassVar
 
 from trimtab.decoders.registry import strategy
 from trimtab.decoders.search.base import Search, SearchContext
@@ -11,6 +11,8 @@ from trimtab.engine.program import Answer, Extend, Op
 @strategy("sample", cost="1 answer")
 class Sample(Search):
     """Draw each choice once, token by token; streams as it decodes."""
+
+    whole: ClassVar[bool] = True
 
     def rows(self, choices: int) -> int:
         return choices

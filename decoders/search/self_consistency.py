@@ -30,6 +30,7 @@ class SelfConsistency(Search):
     """Draw n answers, return one of those that agree; stop as soon as the vote is clear."""
 
     temperature: ClassVar[float | None] = 0.7
+    whole: ClassVar[bool] = True
     n: int = Field(8, ge=1, le=256, description="answers to draw at most")
     extract: Extract = Field("number", description="how the vote of an answer is read")
     reward: Expression | None = Field(None, description="then each vote weighs exp(reward / temperature)")

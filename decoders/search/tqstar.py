@@ -27,6 +27,7 @@ class TransferQStar(Search):
     temperature: ClassVar[float | None] = 0.0
     rows_field: ClassVar[str] = "k"
     one_voice: ClassVar[bool] = True
+    distributions: ClassVar[bool] = True
     reward: JudgeName = Field(description="name of the guide that scores the text with its rollout")
     w: Weight = Field(1.0, description="weight of the reward")
     k: int = Field(10, ge=1, le=64, description="candidates; no other token can be drawn")

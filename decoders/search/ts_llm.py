@@ -33,6 +33,7 @@ class TsLlm(Search):
 
     rows_field: ClassVar[str] = "width"
     measures: ClassVar[bool] = True
+    weighs_draws: ClassVar[bool] = True
     value: Expression = Field(description="worth of an unfinished answer")
     reward: Expression | None = Field(None, description="worth of a finished answer; `value` if not given")
     simulations: int = Field(20, ge=1, le=256, description="for each step")

@@ -73,7 +73,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Engine": (
         Panel("Engines", {"{{model}} {{instance}}": f"trimtab:engine_up{MODEL}"}, kind="stat", about="0: stopped"),
-        Panel("Served", {"{{model}} {{version}}": f"trimtab:server_info{MODEL}"}, kind="stat"),
+        Panel(
+            "Served", {"{{model}} {{version}}": f"max by (model, version) (trimtab:server_info{MODEL})"}, kind="stat"
+        ),
         Panel(
             "Tokens per second",
             {
@@ -130,6 +132,33 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {"{{guide}} {{instance}}": f"trimtab:guide_circuit_open{MODEL}"},
             about="1: requests that need the guide get a 503",
             width=12,
+        ),
+    ),
+    "Other servers": (
+        Panel(
+            "Reached",
+            {"{{remote}} {{instance}}": f"trimtab:remote_up{MODEL}"},
+            kind="stat",
+            about="0: what runs there cannot be used",
+        ),
+        Panel("Calls", {"{{remote}} {{outcome}}": rate("remote_calls_total", "remote, outcome", MODEL)}, "ops"),
+        Panel("Time of a call", quantiles("remote_call_seconds", "remote", MODEL), "s"),
+        Panel(
+            "Calls now",
+            {
+                "{{remote}} under way": f"sum by (remote) (trimtab:remote_calls_in_flight{MODEL})",
+                "{{remote}} waiting": f"sum by (remote) (trimtab:remote_calls_waiting{MODEL})",
+            },
+            about="Those that wait find all `connections` taken",
+        ),
+        Panel("Failed attempts", {"{{remote}} {{kind}}": rate("remote_failures_total", "remote, kind", MODEL)}, "ops"),
+        Panel(
+            "Sent again",
+            {
+                "{{remote}} after a failure": rate("remote_retries_total", "remote", MODEL),
+                "{{remote}} because it was late": rate("remote_hedges_total", "remote", MODEL),
+            },
+            "ops",
         ),
     ),
     "Norms": (

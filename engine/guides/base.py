@@ -14,7 +14,7 @@ from trimtab.engine.model import Model
 from trimtab.engine.plan import PLAIN, Variant
 from trimtab.engine.vocabulary import Vocabulary
 
-Role = Literal["lm", "reward", "value", "vector", "preference", "embedding", "program"]
+Role = Literal["lm", "reward", "value", "vector", "preference", "embedding", "program", "remote_reward"]
 
 
 class Head(Protocol):
@@ -105,7 +105,7 @@ class EmbeddingGuide:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TextGuide:
-    """A reward of whole answers alone: a Python program, or a classifier that cannot read token by token."""
+    """A reward of whole answers alone: a program, a classifier that cannot read token by token, another server's."""
 
     name: str
     role: Role

@@ -29,7 +29,9 @@ from trimtab.engine.guides.config import (
     EmbeddingConfig,
     GuideConfig,
     LanguageConfig,
+    ModelGuideConfig,
     PreferenceConfig,
+    RemoteRewardConfig,
     RewardModelConfig,
     ValueConfig,
     VectorConfig,
@@ -57,6 +59,8 @@ from trimtab.engine.rewards.base import Reward
 from trimtab.engine.rewards.causal import CausalReward
 from trimtab.engine.rewards.classifier import ClassifierReward, label_signs, labels_of
 from trimtab.engine.rewards.contract import Contract, ModelReward, examine
+from trimtab.engine.rewards.far import FarReward
+from trimtab.engine.rewards.far_contract import examine_far
 from trimtab.engine.rewards.program import Program, ProgramReward
 from trimtab.engine.runner import READ_ROWS, ModelRunner
 from trimtab.engine.settings import CPU_POOL, EngineSettings
@@ -74,9 +78,27 @@ def build_guides(
 
     Raises ModelLoadError, which names guide and role, or GuideError if a model cannot serve as that guide.
     """
-    builder = _Builder(base, identity(settings.model, base.runner.model), settings, device)
-    guides: dict[str, Guide] = {}
     rewards: dict[str, Reward] = {}
+    try:
+        return _built(configs, base, settings, device, rewards)
+    except BaseException:
+        for reward in rewards.values():
+            if isinstance(reward, FarReward):
+                reward.close()
+        raise
+
+
+def _built(
+    configs: Mapping[str, GuideConfig],
+    base: Model,
+    settings: EngineSettings,
+    device: torch.device | str,
+    rewards: dict[str, Reward],
+) -> Guides:
+    """The guides; `rewards` is filled on the way."""
+    served = None if base.remote is not None else identity(settings.model, base.runner.model)
+    builder = _Builder(base, served, settings, device)
+    guides: dict[str, Guide] = {}
     cards: dict[str, Card] = {}
     contracts: dict[str, Contract] = {}
     for name, config in configs.items():
@@ -93,6 +115,7 @@ def build_guides(
         if card is not None:
             cards[name] = card
     contracts |= {name: examine(reward) for name, reward in rewards.items() if isinstance(reward, ModelReward)}
+    contracts |= {name: examine_far(reward) for name, reward in rewards.items() if isinstance(reward, FarReward)}
     return Guides(base, dict(configs), guides, rewards, cards, contracts)
 
 
@@ -123,24 +146,29 @@ def _is_head(path: Path) -> bool:
 @dataclass(frozen=True, eq=False, slots=True)
 class _Builder:
     base: Model
-    served: BaseIdentity
+    served: BaseIdentity | None
+    """None: another server runs it"""
     settings: EngineSettings
     device: torch.device | str
 
     def card(self, name: str, config: GuideConfig) -> Card | None:
         """The card of a guide, which fits role and base."""
-        if isinstance(config, Program):
+        if isinstance(config, Program | RemoteRewardConfig):
             return None
         card = read_card(locate(config.model), config.role)
-        if card is not None:
+        if card is not None and self.served is not None:
             card.check(self.served, name)
         return card
 
     def build(self, name: str, config: GuideConfig) -> tuple[Guide, Reward | None]:
         if isinstance(config, Program):
             return TextGuide(name, "program"), ProgramReward(name, config)
+        if isinstance(config, RemoteRewardConfig):
+            return TextGuide(name, config.role), FarReward(name, config)
         path = locate(config.model)
         adapted = (path / ADAPTER).is_file()
+        if self.served is None:
+            self._refuse_parts(config, path, adapted)
         match config:
             case LanguageConfig():
                 return self._adapted_language(name, config, path) if adapted else self._language(name, config), None
@@ -156,6 +184,16 @@ class _Builder:
                 return self._preference(name, within if within.is_file() else path), None
             case EmbeddingConfig():
                 return self._embedding(name, config), None
+
+    def _refuse_parts(self, config: ModelGuideConfig, path: Path, adapted: bool) -> None:
+        """Raise ModelLoadError for a guide that works inside of the base, where another server runs it."""
+        head = isinstance(config, ValueConfig) and _is_head(path)
+        if adapted or head or isinstance(config, VectorConfig | PreferenceConfig):
+            what = "an adapter of the base" if adapted else "a part of the base's own forward"
+            raise ModelLoadError(
+                f"{config.model} is {what}, and engine.remote has another server run the base: take it out, load the "
+                "base here, or have it judge elsewhere with role remote_reward"
+            )
 
     def _adapted_language(self, name: str, config: LanguageConfig, folder: Path) -> LanguageGuide:
         _refuse_options("an adapter runs with the base's settings", config, allowed=())

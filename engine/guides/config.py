@@ -1,12 +1,13 @@
 """The `guides` of the configuration: one model per role, and what each role needs."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from trimtab.engine.dtype import DType
 from trimtab.engine.guides.folders import DEMO, shipped_guides
 from trimtab.engine.plan import BASE
+from trimtab.engine.remote.settings import ConnectionSettings
 from trimtab.engine.rewards.program import AnyProgram, Json, Length, Lexicon
 
 _POOL: Final = "tokens of its own page pool; absent: the engine's. An adapter uses the base's pool"
@@ -95,8 +96,46 @@ class EmbeddingConfig(_Config):
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens of one forward, with padding")
 
 
+class RemoteRewardConfig(ConnectionSettings):
+    """A reward of whole answers that another server judges: trimtab's, vLLM's or SGLang's."""
+
+    role: Literal["remote_reward"] = "remote_reward"
+    url: str = Field(description="address of the server, http://host:port; a path before its routes may follow")
+    guide: str | None = Field(None, description="its name there: a guide of trimtab, or the id of vLLM's model")
+    route: Literal["auto", "score", "classify", "pooling"] = Field(
+        "auto", description="what is asked there; auto: the first that answers when the guide is loaded"
+    )
+    label: str | int | None = Field(
+        None, description="the class of classify or pooling that is the score, by name or number; needed from 3 on"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _absolute(cls, url: str) -> str:
+        """Take addresses of other schemes too, for what a deployment can reach by them."""
+        scheme, found, place = url.partition("://")
+        if not found or not scheme.isalpha() or not place:
+            raise ValueError(f"{url!r} is no address: write http://host:port")
+        return super()._absolute(url) if scheme in ("http", "https") else url
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.served is not None:
+            raise ValueError("served: a remote reward is named in `guide`")
+        if self.label is not None and self.route == "score":
+            raise ValueError("label: only classify and pooling tell classes: leave it out, or choose another route")
+        return self
+
+    @property
+    def place(self) -> str:
+        """The address as people may see it: without credentials."""
+        scheme, _, rest = self.url.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 ModelGuideConfig = LanguageConfig | RewardModelConfig | ValueConfig | VectorConfig | PreferenceConfig | EmbeddingConfig
-GuideConfig = Annotated[ModelGuideConfig | AnyProgram, Field(discriminator="role")]
+GuideConfig = Annotated[ModelGuideConfig | RemoteRewardConfig | AnyProgram, Field(discriminator="role")]
 
 
 def _free_name(name: str) -> str:
@@ -108,9 +147,12 @@ def _free_name(name: str) -> str:
 GuideConfigs = dict[Annotated[str, AfterValidator(_free_name)], GuideConfig]
 
 
-def default_guides(model: str) -> GuideConfigs:
-    """Return the guides of a server that configures none: those shipped for the demo model, and small programs."""
-    shipped = shipped_guides() if model == DEMO else {}
+def default_guides(model: str, *, remote: bool = False) -> GuideConfigs:
+    """Return the guides of a server that configures none: those shipped for the demo model, and small programs.
+
+    Those of the demo model are parts of it, so a base that another server runs (`remote`) cannot have them.
+    """
+    shipped = shipped_guides() if model == DEMO and not remote else {}
     trained: GuideConfigs = TypeAdapter(GuideConfigs).validate_python(
         {name: {"role": role, "model": source} for name, (role, source) in shipped.items()}
     )

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
+from trimtab.engine.sampling import MAX_COUNT
 from trimtab.server.schema.sampling import SamplingFields
 
 DEFAULT_MAX_TOKENS = 16
@@ -18,6 +19,8 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    random_stream: int | None = Field(default=None, ge=0, le=MAX_COUNT)
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "best_of": (1,), "suffix": (),

@@ -222,7 +222,8 @@ class GuideCard(BaseModel):
     name: str
     role: str
     model: str
-    """hub id, or the last part of the path that it was loaded from; of a program its kind"""
+    """hub id, or the last part of the path that it was loaded from; of a program its kind, of a guide that another
+    server runs its name there"""
     vocabulary: VocabularyRelation | None = Field(exclude_if=lambda relation: relation is None)
     """how its tokens relate to the base's, for models that read text"""
     context_length: int | None = Field(exclude_if=lambda length: length is None)
@@ -235,7 +236,7 @@ class GuideCard(BaseModel):
     attributes: tuple[str, ...] | None = Field(exclude_if=lambda names: not names)
     """what a preference weighs, of an adapter with a block for each"""
     contract: GuideContract | None = Field(exclude_if=lambda contract: contract is None)
-    """of rewards that are models, and of embedding models"""
+    """of rewards that are models, here or on another server, and of embedding models"""
     card: GuideOrigin | None = Field(exclude_if=lambda card: card is None)
     """of guides whose folder has a card.json"""
 

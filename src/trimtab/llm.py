@@ -42,6 +42,7 @@ from trimtab.engine.sources import short_name
 from trimtab.engine.vocabulary import Message
 from trimtab.engine.worker import Worker
 from trimtab.offline import run_all
+from trimtab.remote import check_remote
 from trimtab.requests import GenerationRequest, PreparedRequest
 from trimtab.room import answer_room
 from trimtab.stock import Stock
@@ -83,10 +84,12 @@ class LLM:
         bound_caches()
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
-        self._stock = Stock(self.settings)
+        self._stock = Stock(self.settings, self.stats)
         self._base, self.memory = self._stock.base, self._stock.memory
         self.vocabulary, self.context_length = self._base.vocabulary, self._base.context_length
-        return Engine(self.models, self.guides, self.rewards, self.settings, self.stats)
+        return Engine(
+            self.models, self.guides, self.rewards, self.settings, self.stats, wake=lambda: self._worker.wake()
+        )
 
     @property
     def loaded(self) -> Guides:
@@ -174,6 +177,8 @@ class LLM:
                 f"{spec.strategy} carries text between two vocabularies, and the base's does not spell bytes exactly",
                 param="decoding.strategy",
             )
+        if self._base.remote is not None:
+            check_remote(request, spec, plan, self._base.remote.capabilities)
         field = "prompt" if request.messages is None else "messages"
         max_tokens = answer_room(loaded.models, len(prompt), plan, field=field)
         if spec.inferred is not None:
@@ -254,6 +259,7 @@ class LLM:
                 translations=self.loaded.translations,
                 salt=request.cache_salt.encode(),
                 prompt_logprobs=request.prompt_logprobs,
+                random_stream=request.random_stream,
                 strategy=prepared.strategy,
                 priority=request.priority,
                 guides=prepared.needs,
@@ -375,6 +381,7 @@ class LLM:
     def close(self) -> None:
         """Stop the engine's thread; requests still running end with Cancelled."""
         self._worker.close()
+        self._stock.close()
 
     def generate(
         self,

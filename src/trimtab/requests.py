@@ -40,6 +40,8 @@ class GenerationRequest:
     """for text prompts: let the tokenizer add what it puts before a text (BOS)"""
     grammar: Grammar | None = None
     """what every answer must satisfy, but a refusal to answer (rule `abstain`)"""
+    random_stream: int = 0
+    """number of the first choice's random stream; draws depend on the seed, the stream and the place in the text"""
     prompt_logprobs: int | None = None
     """tell of each token of the prompt its log-probability under the base, and so many best tokens beside it"""
     tools: tuple[Mapping[str, Any], ...] = ()

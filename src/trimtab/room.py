@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from trimtab.engine.duet import LONGEST_CHARACTER
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.model import Model
 from trimtab.engine.plan import BASE, SteerPlan
@@ -14,6 +15,8 @@ def answer_room(models: Mapping[str, Model], prompt: int, plan: SteerPlan, *, fi
     """
     wanted = plan.sampling.max_tokens
     room = models[BASE].context_length - prompt
+    if plan.gate is not None and models[BASE].remote is not None:  # a draft is read there in one call, whole
+        room -= LONGEST_CHARACTER * plan.gate.draft + 1
     tightest = "this model's context holds", models[BASE].context_length, prompt
     lanes = [(BASE, BASE, prompt, 0)]
     for lane in plan.lanes:

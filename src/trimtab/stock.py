@@ -9,6 +9,10 @@ from trimtab.engine.loading import load_causal_lm
 from trimtab.engine.memory import MemoryPlan, memory_errors, plan_device
 from trimtab.engine.model import Model
 from trimtab.engine.plan import BASE
+from trimtab.engine.remote.model import remote_model
+from trimtab.engine.remote.stats import RemoteStats
+from trimtab.engine.results import EngineStats
+from trimtab.engine.rewards.far import FarReward
 from trimtab.engine.settings import EngineSettings
 from trimtab.engine.templates import read_template
 from trimtab.engine.vocabulary import Vocabulary
@@ -19,8 +23,8 @@ class Stock:
 
     guides: Guides
 
-    def __init__(self, settings: EngineSettings) -> None:
-        """Load everything that the settings name.
+    def __init__(self, settings: EngineSettings, stats: EngineStats) -> None:
+        """Load everything that the settings name; calls to other servers are counted in `stats`.
 
         Raises ModelLoadError, or GuideError for a guide that cannot serve.
         """
@@ -30,9 +34,15 @@ class Stock:
         if self.memory is not None:
             settings = settings.model_copy(update={"pool_tokens": self.memory.tokens})
         self._settings = settings
+        self._stats = stats
         with memory_errors(self._device, self.memory):
             self.base = self._load_base()
-            self.guides = build_guides(settings.guides, self.base, settings, self._device)
+            self.guides = Guides(self.base, {}, {}, {}, {}, {})
+            try:
+                self.guides = build_guides(settings.guides, self.base, settings, self._device)
+            except BaseException:
+                self.close()
+                raise
 
     def add(self, name: str, config: GuideConfig) -> None:
         """Load a guide; whatever is raised, everything is as it was. Raises what loading does, and InvalidRequest."""
@@ -55,8 +65,19 @@ class Stock:
         self.base.runner.forget(name)
         self.base.editions[name] += 1
 
+    def close(self) -> None:
+        """Hang up on other servers."""
+        if self.base.remote is not None:
+            self.base.remote.close()
+        for reward in self.guides.rewards.values():
+            if isinstance(reward, FarReward):
+                reward.close()
+
     def _load_base(self) -> Model:
         settings = self._settings
+        if settings.remote is not None:
+            stats = self._stats.remotes[BASE] = RemoteStats()
+            return remote_model(settings, settings.remote, stats)
         loaded = load_causal_lm(
             settings.model, dtype=settings.dtype, device=self._device, trust_remote_code=settings.trust_remote_code
         )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy import Toy, random_table
 
 from trimtab.decoders.registry import strategies
 from trimtab.decoders.spec import DecodingSpec
@@ -455,3 +456,15 @@ def test_what_cannot_be_says_where_and_why(decoding: dict[str, Any], param: str,
     with pytest.raises(InvalidRequest, match=words) as caught:
         compiled(decoding)
     assert caught.value.param == f"decoding.{param}"
+
+
+def test_a_base_that_counts_twice_is_half_as_warm() -> None:
+    """Weights of the base alone, without a lane."""
+
+    def answer(temperature: float, decoding: dict[str, Any] | None) -> str:
+        sampling = SamplingParams(temperature=temperature, seed=4, max_tokens=24)
+        return Toy(random_table(40)).run([1, 2, 3], sampling, decoding=decoding).choices[0].text
+
+    twice = answer(1.0, {"strategy": "mixture", "weights": {"base": 2.0}})
+    assert twice == answer(0.5, None)
+    assert twice != answer(1.0, None)

@@ -88,6 +88,23 @@ def test_a_model_that_cannot_be_loaded(operator: Any, engine_given: dict[str, An
     assert listed(operator) == ["tiny", "tiny:cold"]
 
 
+SENT = {"url": "http://127.0.0.1:9", "api_key_env": "HOME"}
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("guides", {"name": "x", "config": {"role": "remote_reward", **SENT}}),
+        ("models", {"engine": {"model": "x", "guides": {}, "remote": SENT}}),
+        ("models", {"engine": {"model": "x", "guides": {"y": {"role": "remote_reward", **SENT}}}}),
+    ],
+)
+def test_no_variable_of_the_environment_is_sent_elsewhere(operator: Any, route: str, body: dict[str, Any]) -> None:
+    refused = operator.post(f"/admin/{route}", json=body)
+    assert refused.status_code == 400
+    assert "api_key_env" in refused.json()["error"]["message"]
+
+
 def test_a_guide_comes_and_goes(operator: Any) -> None:
     search = {"decoding": {"strategy": "best_of_n", "n": 2, "reward": "words"}}
     assert complete(operator, "tiny", **search).status_code == 400

@@ -61,6 +61,18 @@ def test_serve_fails_with_one_clear_line(arguments: tuple[str, ...], words: str)
     assert words in line
 
 
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_a_fastapi_beside_vllm_is_told(command: str) -> None:
+    """It lacks what the server's modules import, too."""
+    older = "import sys; from importlib import util; find = util.find_spec; sys.modules['fastapi.routing'] = None; "
+    older += "util.find_spec = lambda name: None if name == 'fastapi.telemetry' else find(name); "
+    process = [sys.executable, "-c", older + TRIMTAB[-1], command, "--port", "0", "--model", "/no/such/folder"]
+    failed = subprocess.run(process, capture_output=True, text=True, timeout=60, check=False)
+    assert failed.returncode == 1
+    (line,) = failed.stderr.strip().splitlines()
+    assert line.startswith("trimtab: the server needs FastAPI 0.165: pip install")
+
+
 def test_a_corrupt_model_is_one_clear_line(model_folder: Path, tmp_path: Path) -> None:
     for file in model_folder.iterdir():
         content = file.read_bytes()

@@ -67,6 +67,18 @@ def test_gauges_and_counters_are_the_engines_own(metrics: Metrics) -> None:
     assert value(metrics, "reward_batch_size_sum", model="other", guide="taste") == 6
 
 
+def test_calls_to_other_servers(metrics: Metrics) -> None:
+    told = {"remote_up": 1, "remote_calls_in_flight": 3, "remote_calls_waiting": 4, "remote_retries_total": 1}
+    told |= {"remote_hedges_total": 1, "remote_call_seconds_count": 4}
+    assert {name: value(metrics, name, model="other", remote="base") for name in told} == told
+    for outcome, count in (("ok", 4), ("failed", 1), ("cancelled", 3)):
+        assert value(metrics, "remote_calls_total", model="other", remote="base", outcome=outcome) == count
+    assert value(metrics, "remote_failures_total", model="base", remote="base", kind="connect") == 2
+    stats = busy()
+    stats.remotes["base"].lost = True
+    assert value(Metrics(lambda: {"base": stats}), "remote_up", model="base", remote="base") == 0
+
+
 def test_an_engine_that_stopped_and_a_circuit_that_opened_are_told() -> None:
     stats = busy()
     metrics = Metrics(lambda: {"base": stats})

@@ -2,6 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from trimtab.engine.remote.stats import RemoteStats
 from trimtab.engine.results import Candidate, Choice, Delta, EngineStats, Failure, Result, Steering, Usage
 from trimtab.engine.tally import ROWS, SECONDS, Tally
 from trimtab.server.metrics import Metrics
@@ -31,9 +32,18 @@ def busy(scale: int = 1) -> EngineStats:
         guide_circuit={"taste": 0},
         reward_batch_size={"taste": sizes},
         reward_latency={"taste": seconds},
+        remotes={"base": calling(scale)},
     )
     stats.rows_per_step.add(4)
     stats.strategies_per_step.add(2)
+    return stats
+
+
+def calling(scale: int = 1) -> RemoteStats:
+    """Calls to another server, of which one failed after a second attempt, and three were cancelled."""
+    stats = RemoteStats(calls=4 + 2 * scale, retries=1, failures={"connect": 2}, hedges=1, in_flight=3, waiting=4)
+    for _ in range(2 * scale):
+        stats.seconds.add(0.03)
     return stats
 
 

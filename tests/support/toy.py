@@ -273,6 +273,7 @@ class Toy:
         prompt_logprobs: int | None = None,
         grammar: Grammar | None = None,
         floor: Floor | None = None,
+        random_stream: int = 0,
     ) -> object:
         """Queue a request; returns its handle."""
         sampling = sampling or SamplingParams()
@@ -320,6 +321,7 @@ class Toy:
                 strategy=spec.strategy,
                 priority=priority,
                 prompt_logprobs=prompt_logprobs,
+                random_stream=random_stream,
                 discreet=spec.watch is not None,
                 tree=spec.traces_search,
                 grammar=None if grammar is None else partial(self.grammars.start, grammar),
