@@ -50,7 +50,8 @@ def main() -> None:
             same = True
             for seed in range(args.rounds + 1):
                 answers = []
-                for place, llm in (("here", here), ("remote", remote)):
+                places = (("here", here), ("remote", remote))
+                for place, llm in places if seed % 2 else places[::-1]:
                     sampling = SamplingParams(seed=seed, max_tokens=args.tokens, ignore_eos=True)
                     began = perf_counter()
                     (result,) = llm.chat([TALK], sampling, decoding=decoding, progress=False)
