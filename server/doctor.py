@@ -156,7 +156,7 @@ def _model(settings: Settings) -> Iterator[Check]:
     try:
         yield Check("model", True, f"{name} loads; context of {llm.context_length} tokens")
         yield from remote_checks(llm)
-        yield _memory(llm)
+        yield from _memory(llm)
         chat = bool(llm.vocabulary.tokenizer.chat_template)
         fix = "" if chat else "use /v1/completions, or serve a chat model"
         yield Check("chat template", chat, "present" if chat else "the tokenizer has none", fix)
@@ -183,11 +183,13 @@ def _rules(settings: Settings, llm: "LLM") -> Iterator[Check]:
         yield Check("rules", True, told + ("" if settings.keys else ": everybody may call"))
 
 
-def _memory(llm: "LLM") -> Check:
-    """What the page pools take, and on a GPU how they were planned."""
-    stores = [model.runner.store for model in llm.models.values()]
+def _memory(llm: "LLM") -> Iterator[Check]:
+    """What the page pools take, and on a GPU how they were planned; a base that another server runs has none here."""
+    stores = [model.runner.store for model in llm.models.values() if model.remote is None]
+    if not stores:
+        return
     tokens = stores[0].pool.total * stores[0].pool.page_size
     size = sum(store.nbytes for store in stores)
     planned = "" if llm.memory is None else f"; {llm.memory.line}"
     models = "" if len(stores) == 1 else f" in the pools of {len(stores)} models"
-    return Check("memory", True, f"{tokens:,} tokens of context take {size / 2**30:.2f} GiB{models}{planned}")
+    yield Check("memory", True, f"{tokens:,} tokens of context take {size / 2**30:.2f} GiB{models}{planned}")

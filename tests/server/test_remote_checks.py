@@ -1,18 +1,23 @@
 """What `trimtab doctor` says of the server that runs the base."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from far_toy import CAPABILITIES
+from running import Running
+from tiny import tiny_folder
 from typer.testing import CliRunner
 
 from trimtab.engine.remote.wire import Capabilities
+from trimtab.engine.settings import EngineSettings
 from trimtab.llm import LLM
 from trimtab.server.cli import app
-from trimtab.server.doctor import Check
+from trimtab.server.doctor import Check, examine
 from trimtab.server.remote_checks import remote_checks
+from trimtab.server.settings import ServerSettings, Settings
 
 ALL = replace(CAPABILITIES, model="demo", context_length=2048, prompt_logprobs=5, scores=("score", "classify"))
 
@@ -46,6 +51,23 @@ def test_a_server_that_can_everything() -> None:
 def test_what_a_server_lacks_is_told_with_what_to_do(lack: dict[str, Any], told: str) -> None:
     _, *lacks = checks(replace(ALL, **lack))
     assert any(told in each.finding and each.fix for each in lacks)
+
+
+def test_the_doctor_looks_at_a_base_without_pages_here(tmp_path: Path) -> None:
+    """Guides that are loaded here have pages, a remote base has none."""
+    folder = str(tiny_folder(tmp_path / "tiny"))
+    local = {"model": folder, "dtype": "float32"}
+    with LLM(settings=EngineSettings.model_validate(local)) as base:
+        server = Running(base, ServerSettings())
+        try:
+            remote = {**local, "remote": {"url": server.url}}
+            alone = [*examine(Settings(engine=EngineSettings.model_validate(remote)))]
+            guides = {"sibling": {"role": "lm", "model": folder}}
+            beside = [*examine(Settings(engine=EngineSettings.model_validate({**remote, "guides": guides})))]
+        finally:
+            server.stop()
+    assert [each.name for each in alone if each.name in ("model", "remote", "memory")] == ["model", "remote"]
+    assert {"remote", "memory", "guide sibling"} <= {each.name for each in beside}
 
 
 def test_the_command_line_names_a_remote_base() -> None:
