@@ -55,6 +55,8 @@ class MemoryPlan:
 
     free: int
     """before anything is loaded"""
+    share: int
+    """of the whole GPU, at most"""
     allowed: int
     weights: int
     workspace: int
@@ -70,29 +72,42 @@ class MemoryPlan:
         """For a person to read."""
         fixed = f", pools of their own size {_size(self.fixed)}" if self.fixed else ""
         return (
-            f"{_size(self.allowed)} of {_size(self.free)} free; weights {_size(self.weights)}, "
+            f"{_size(self.allowed)} of {_size(self.free)} free{self.shared}; weights {_size(self.weights)}, "
             f"workspace {_size(self.workspace)}{fixed}, {_size(self.per_token)} per token: "
             f"room for {self.tokens:,} tokens"
         )
 
+    @property
+    def shared(self) -> str:
+        """What is said of a share that is less than what is free."""
+        return f" (engine.gpu_share: {_size(self.share)})" if self.share < self.free else ""
+
 
 def plan_memory(
-    free: int, models: Iterable[Footprint], *, fraction: float, page_size: int, wanted: int | None = None
+    free: int,
+    models: Iterable[Footprint],
+    *,
+    fraction: float,
+    page_size: int,
+    wanted: int | None = None,
+    share: int | None = None,
 ) -> MemoryPlan:
     """Share `fraction` of `free` bytes out among `models`: weights, workspace, then pools of equally many tokens.
 
+    `share` is the most bytes that are counted as free: others on the same GPU have the rest, loaded yet or not.
     `wanted` tokens stand in for as many as fit. Raises ModelLoadError, which holds the numbers and names the settings
     to change, when the pools would hold fewer tokens than `wanted`, or than MIN_POOL.
     """
     models = list(models)
-    allowed = int(free * fraction)
+    share = free if share is None else share
+    allowed = int(min(free, share) * fraction)
     weights = sum(model.weights for model in models)
     workspace = LIBRARIES + sum(model.workspace for model in models)
     per_token = sum(model.per_token for model in models if model.pool_tokens is None)
     fixed = sum(model.per_token * (model.pool_tokens + page_size) for model in models if model.pool_tokens is not None)
     left = allowed - weights - workspace - fixed
     fits = left // per_token // page_size * page_size - page_size  # less the page that padding writes to
-    plan = MemoryPlan(free, allowed, weights, workspace, per_token, fixed, wanted or max(fits, 0))
+    plan = MemoryPlan(free, share, allowed, weights, workspace, per_token, fixed, wanted or max(fits, 0))
     if fits < (wanted or MIN_POOL):
         raise ModelLoadError(too_small(plan, fits=max(fits, 0), wanted=wanted or MIN_POOL))
     return plan
@@ -101,11 +116,11 @@ def plan_memory(
 def too_small(plan: MemoryPlan, *, fits: int, wanted: int) -> str:
     """What is said when a GPU's memory does not do."""
     return (
-        f"not enough GPU memory: {_size(plan.free)} are free and engine.memory_fraction allows {_size(plan.allowed)}; "
-        f"weights take {_size(plan.weights)}, workspace {_size(plan.workspace)}, pools of their own size "
-        f"{_size(plan.fixed)} and each token of keys and values {_size(plan.per_token)}, so {fits:,} tokens fit and "
-        f"{wanted:,} are wanted: set a smaller engine.pool_tokens, a higher engine.memory_fraction, dtype bfloat16, or "
-        "smaller guides"
+        f"not enough GPU memory: {_size(plan.free)} are free{plan.shared} and engine.memory_fraction allows "
+        f"{_size(plan.allowed)}; weights take {_size(plan.weights)}, workspace {_size(plan.workspace)}, pools of their "
+        f"own size {_size(plan.fixed)} and each token of keys and values {_size(plan.per_token)}, so {fits:,} tokens "
+        f"fit and {wanted:,} are wanted: set a smaller engine.pool_tokens, a higher engine.memory_fraction, dtype "
+        "bfloat16, or smaller guides"
     )
 
 
@@ -125,13 +140,14 @@ def memory_errors(device: torch.device, plan: MemoryPlan | None) -> Iterator[Non
 
 def plan_device(settings: EngineSettings, device: torch.device) -> MemoryPlan:
     """The plan for a GPU as it is now; raises ModelLoadError."""
-    free, _ = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
     plan = plan_memory(
         free,
         survey(settings),
         fraction=settings.memory_fraction,
         page_size=settings.page_size,
         wanted=settings.pool_tokens,
+        share=int(total * settings.gpu_share),
     )
     logger.info("GPU memory: %s", plan.line)
     return plan

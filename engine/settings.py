@@ -39,6 +39,12 @@ class EngineSettings(BaseModel):
         description="tokens whose keys and values the page pool holds; absent: as many as fit the GPU, 32,768 on a CPU",
     )
     memory_fraction: float = Field(0.9, gt=0.0, le=1.0, description="share of the GPU's free memory to plan with")
+    gpu_share: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="share of the whole GPU to plan with at most, where others have the rest; less by memory_fraction",
+    )
     graphs: bool = Field(True, description="replay decode steps as CUDA graphs; without effect on a CPU")
     compile: bool = Field(False, description="compile the sampler on a CPU; needs a C++ compiler")
     max_rows: int = Field(64, ge=1, description="sequences that decode at the same time, over all requests")

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ import typer
 from pydantic import ValidationError
 
 from trimtab.engine.errors import TrimtabError
+
+NAME = "trimtab"
+"""of the application"""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,8 +26,8 @@ def up(
     most: Annotated[int | None, typer.Option(min=1, help="engines under load", show_default="replicas")] = None,
     guide: Annotated[list[str] | None, typer.Option(help="reward to run as its own deployment; may repeat")] = None,
     gpus: Annotated[float, typer.Option(min=0.0, help="of each engine; 0.5 lets two share one")] = 0.0,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    host: Annotated[str, typer.Option(help="address to listen on; a Serve that runs keeps its own")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on; the same")] = 8000,
     address: Annotated[str | None, typer.Option(help="a running cluster", show_default="start one here")] = None,
 ) -> None:
     """Serve with several replicas on Ray until Ctrl-C."""
@@ -55,14 +59,21 @@ def up(
         ray.init(address, logging_level=logging.WARNING)
     for each in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets a handler of its own
         signal.signal(each, signal.default_int_handler)
+    place = f"http://{host}:{port}" if address is None else f"the address of Serve on the cluster {address}"
+    asked = False
     try:
         serve.start(http_options={"host": host, "port": port})
-        serve.run(application, name="trimtab", route_prefix="/")
-        typer.echo(f"trimtab serves with {replicas} replicas at http://{host}:{port}")
+        asked = True
+        serve.run(application, name=NAME, route_prefix="/")
+        typer.echo(f"trimtab serves with {replicas} replicas at {place}")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         pass
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        if address is None:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        elif asked:  # what else the cluster serves is not ours to end
+            with suppress(TimeoutError):  # the cluster goes on with it
+                serve.delete(NAME)
         ray.shutdown()

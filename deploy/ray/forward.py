@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, RayServeException
-from trimtab.cluster.protocol import SKEW, Body, Call, Reply, Start
+from ray.serve.exceptions import RayServeException
+from trimtab.cluster.protocol import SKEW, Body, Call, Reply, Start, changes, meets
 from trimtab.cluster.settings import Patience
 from trimtab.server.errors import NO_RETRY, ApiError
 
@@ -19,18 +19,8 @@ LOST = "replica_lost"
 """code of the error of a request whose replica died"""
 LOSSES = 2
 """replicas that a request may lose before it is given up: it may be the request that kills them"""
-PURE = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/score",
-        "/v1/classify",
-        "/tokenize",
-        "/detokenize",
-        "/v1/norms/search",
-    }
-)
-"""routes that change nothing whatever their method is, so that they may be asked twice"""
+LOOKS = 10
+"""times in `patience.silence` that a call which nobody was asked yet is looked after"""
 
 
 class Lost(Exception):
@@ -52,10 +42,11 @@ class Forwarder:
         Nothing is yielded before it has begun; until then a replica that is lost, or refuses, is replaced by another.
         Raises ApiError where none answers, and Lost for a replica that is lost after the beginning.
         """
-        pure = call["method"] in ("GET", "HEAD", "OPTIONS") or call["path"] in PURE
+        pure = not changes(call["method"], call["path"])
         losses, refused = LOSSES if pure else 1, False
         while True:
-            call["route"]["avoid"] = self._avoided(call)
+            call["route"]["met"] += meets(call["route"])
+            call["route"]["shunned"] = self._shunned_now()
             replies = self._attempt(call)
             async with aclosing(replies):
                 try:
@@ -84,19 +75,17 @@ class Forwarder:
                     yield reply
                 return
 
-    async def ask_only(self, call: Call, replica: str, seconds: float) -> bytes | None:
-        """The body of one replica's answer; None unless it answers 200 in time."""
+    async def ask_only(self, call: Call, replica: str, seconds: float) -> list[Start | Body]:
+        """One replica's answer; empty unless it is there as a whole in time."""
         call["route"]["only"] = replica
         try:
             async with asyncio.timeout(seconds), aclosing(self._attempt(call)) as replies:
-                start = await anext(replies)
-                body = b"".join([reply[1] async for reply in replies if reply[0] == "body"])
-        except (TimeoutError, Lost, ApiError, _Skew, StopAsyncIteration):
-            return None
-        return body if start[1] == 200 else None
+                return [reply async for reply in replies]
+        except (TimeoutError, Lost, ApiError, _Skew):
+            return []
 
     async def _attempt(self, call: Call) -> AsyncGenerator[Start | Body, None]:
-        """One replica's answer; the replica that gave it, or was chosen for it, is avoided from now on."""
+        """One replica's answer; a replica that is lost over it is shunned for a while."""
         call["route"]["chosen"], call["route"]["accepted"] = [], []
         response = self._ask.remote(call)
         begun, ended = time.monotonic(), False
@@ -105,7 +94,7 @@ class Forwarder:
                 try:
                     reply = await self._next(response, call, begun)
                 except Lost:
-                    self._shun(_met(call))
+                    self._shun(meets(call["route"]))
                     raise
                 if reply is None:
                     ended = True
@@ -119,19 +108,23 @@ class Forwarder:
                         yield reply
         finally:
             if not ended:
-                response.cancel()  # type: ignore[no-untyped-call]
+                with suppress(RayError, RayServeException):  # what has ended the call already, once more
+                    response.cancel()  # type: ignore[no-untyped-call]
 
     async def _next(self, response: Any, call: Call, begun: float) -> Reply | None:
         """What the replica says next, None at its end."""
         task = asyncio.ensure_future(_one(response))
+        silence, last = self._patience.silence, begun + self._patience.no_replica
         try:
             while not task.done():
-                await asyncio.wait({task}, timeout=self._patience.silence)
+                offered = bool(call["route"]["chosen"])  # the silence of a replica begins no earlier
+                look = silence if offered else max(0.0, min(silence / LOOKS, last - time.monotonic()))
+                await asyncio.wait({task}, timeout=look)
                 if task.done():
                     break
-                if _met(call):
+                if offered:
                     raise Lost
-                if time.monotonic() - begun > self._patience.no_replica:
+                if not call["route"]["chosen"] and time.monotonic() >= last:
                     raise no_replica()
         finally:
             if not task.done():
@@ -141,9 +134,6 @@ class Forwarder:
             raise Lost
         try:
             return task.result()
-        except BackPressureError:
-            message = "too many requests wait for a replica; try again later"
-            raise ApiError(503, message, code="overloaded", headers={"retry-after": "1"}) from None
         except RayTaskError:
             message = "internal error; the log of the replica has the details under this x-request-id"
             raise ApiError(500, message, code="internal_error", headers=NO_RETRY) from None
@@ -155,25 +145,21 @@ class Forwarder:
     def _shun(self, replicas: list[str]) -> None:
         self._shunned |= dict.fromkeys(replicas, time.monotonic() + self._patience.shunned)
 
-    def _avoided(self, call: Call) -> list[str]:
-        """Replicas that this request has met, and those lost not long ago."""
+    def _shunned_now(self) -> list[str]:
+        """Replicas lost not long ago."""
         now = time.monotonic()
         self._shunned = {each: until for each, until in self._shunned.items() if until > now}
-        return list({*call["route"]["avoid"], *_met(call), *self._shunned})
+        return list(self._shunned)
 
     @staticmethod
     def _alone(call: Call) -> bool:
         """Whether there is nobody else to ask."""
-        return not {*call["route"]["known"]} - {*call["route"]["avoid"], *_met(call)}
+        asked = call["route"]
+        return not {*asked["known"]} - {*asked["met"], *asked["shunned"], *meets(asked)}
 
 
 class _Skew(Exception):
     """The replica speaks another protocol."""
-
-
-def _met(call: Call) -> list[str]:
-    """The replica that has taken the call; while none has, those that it was offered to."""
-    return call["route"]["accepted"] or call["route"]["chosen"]
 
 
 def _read(task: "asyncio.Task[Any]") -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from trimtab.cluster.judge import Judge
     from trimtab.engine.rewards import Judgement, Pair
 
+FAILURES = 3
+"""calls in a row that may fail by no fault of their own; then the guide counts as broken"""
+
 Answer = tuple[int, dict[str, Any]]
 """status and body, as over HTTP"""
 
@@ -35,11 +38,14 @@ class Guide:
         self._limit = own.server.limits.max_pairs
         self._judge: Judge = load_judge(name, own.engine)
         self._lock = threading.Lock()
+        self._failed = 0
         self._judged.set_max_batch_size(batch)  # type: ignore[attr-defined]
         self._judged.set_batch_wait_timeout_s(wait)  # type: ignore[attr-defined]
 
     def check_health(self) -> None:
-        """Raise once the guide cannot answer any more."""
+        """Raise once the guide cannot answer any more; Serve then starts another replica in its place."""
+        if self._failed >= FAILURES:
+            raise RuntimeError(f"{self._failed} calls in a row have failed: see the log")
         self._judge.check()
 
     async def post(self, call: GuideCall) -> Answer:
@@ -68,17 +74,34 @@ class Guide:
         return await asyncio.to_thread(self._judge_calls, asked)
 
     def _judge_calls(self, asked: "Sequence[list[Pair]]") -> "list[list[Judgement] | Exception]":
-        """What each call gets; where they fail together each is tried alone, so that none pays for another's pairs."""
+        """What each call gets; where they fail together each is tried alone, so that none pays for another's pairs.
+
+        What is not the fault of a call is raised, and counted until something is judged again: after an error of CUDA
+        nothing in this process ever is.
+        """
         from trimtab.engine.errors import TrimtabError
 
         try:
             with self._lock:
-                found = iter(self._judge.judge([pair for pairs in asked for pair in pairs]))
+                found = iter(self._counted([pair for pairs in asked for pair in pairs]))
         except (TrimtabError, ValueError) as error:
             if len(asked) == 1:
                 return [error]
             return [each for pairs in asked for each in self._judge_calls([pairs])]
         return [[next(found) for _ in pairs] for pairs in asked]
+
+    def _counted(self, pairs: "list[Pair]") -> "list[Judgement]":
+        from trimtab.engine.errors import TrimtabError
+
+        try:
+            judged = self._judge.judge(pairs)
+        except (TrimtabError, ValueError):
+            raise
+        except Exception:
+            self._failed += 1
+            raise
+        self._failed = 0
+        return judged
 
     def _pairs(self, call: GuideCall) -> "list[Pair]":
         from trimtab.engine.errors import InvalidRequest

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.cluster.forward import Forwarder, Lost, lost_error
 from trimtab.cluster.prefix import SESSION, prefix_key
-from trimtab.cluster.protocol import PROTOCOL, Call, route
+from trimtab.cluster.protocol import PROTOCOL, Call, changes, route
 from trimtab.cluster.scrape import scrape
 from trimtab.cluster.settings import Patience
 from trimtab.server.chunks import DONE, event
@@ -73,7 +73,7 @@ class Ingress:
     async def _call(self, scope: Scope, receive: Receive) -> Call:
         """The request with its body; raises ApiError for one that may not be forwarded."""
         path, method = scope["path"], scope["method"]
-        self._check_alike(path, changes=method not in ("GET", "HEAD", "OPTIONS"))
+        self._check_alike(method, path)
         headers = [(bytes(k), bytes(v)) for k, v in scope["headers"]]
         session = next((v for k, v in headers if k == SESSION), b"").decode("latin-1")
         body = await self._body(receive)
@@ -87,11 +87,11 @@ class Ingress:
             "body": body,
         }
 
-    def _check_alike(self, path: str, *, changes: bool) -> None:
+    def _check_alike(self, method: str, path: str) -> None:
         if path.startswith(PER_PROCESS):
             message = f"{path} is about one replica of several: change the configuration, and deploy it"
             raise ApiError(501, message, code="not_replicated")
-        if changes and path.startswith(SHARED) and not path.endswith("/search") and not self._shared:
+        if changes(method, path) and path.startswith(SHARED) and not self._shared:
             message = f"{path} would change one replica of several: name a file for all of them in server.library"
             raise ApiError(501, message, code="not_replicated")
 

@@ -61,7 +61,7 @@ class _Classifier:
         return self._reward.judge(pairs)
 
     def check(self) -> None:
-        """It holds nothing that could stop."""
+        """It has no thread that could stop; that its device fails shows in calls alone."""
 
     def close(self) -> None:
         """It holds nothing but memory."""

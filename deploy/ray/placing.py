@@ -40,10 +40,10 @@ def guide_digest(settings: Settings, guide: str) -> str:
 
 
 def placed(settings: Mapping[str, Any], fraction: float) -> dict[str, Any]:
-    """Settings for a share of a GPU: the engine plans with no more memory than that."""
+    """Settings for a share of a GPU: the engine plans with no more of the whole than that, whoever loads first."""
     engine = dict(settings["engine"])
     if 0.0 < fraction < 1.0:
-        engine["memory_fraction"] *= fraction
+        engine["gpu_share"] = min(engine["gpu_share"], fraction)
     return {**settings, "engine": engine}
 
 

@@ -12,18 +12,36 @@ PROTOCOL = 1
 SKEW = "version_skew"
 """code of the error when they do"""
 
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+"""methods that change nothing"""
+PURE = frozenset(
+    ("POST", path)
+    for path in (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/score",
+        "/v1/classify",
+        "/tokenize",
+        "/detokenize",
+        "/v1/norms/search",
+    )
+)
+"""routes that change nothing although their method may"""
+
 
 class Route(TypedDict):
     """What the router reads of a call, and what it tells of its choice."""
 
     key: str
     """calls of one key should reach one replica; empty: any"""
-    avoid: list[str]
-    """replicas to pass over while there are others"""
+    met: list[str]
+    """replicas that this call has met in vain: to pass over while there are others"""
+    shunned: list[str]
+    """replicas that other calls have lost not long ago: the same, but to ask rather than those"""
     only: str
     """the one replica to ask; empty: any"""
     chosen: list[str]
-    """written by the router: who is asked"""
+    """written by the router: who is asked first"""
     accepted: list[str]
     """written by the router, and once that one has spoken: who has taken it"""
     known: list[str]
@@ -65,9 +83,27 @@ Refused = tuple[Literal["refused"], str]
 Reply = Hello | Start | Body | Beat | Refused
 
 
-def route(key: str = "", *, avoid: Iterable[str] = (), only: str = "") -> Route:
+def route(key: str = "", *, met: Iterable[str] = (), shunned: Iterable[str] = (), only: str = "") -> Route:
     """The routing part of a fresh call."""
-    return {"key": key, "avoid": list(avoid), "only": only, "chosen": [], "accepted": [], "known": []}
+    return {
+        "key": key,
+        "met": list(met),
+        "shunned": list(shunned),
+        "only": only,
+        "chosen": [],
+        "accepted": [],
+        "known": [],
+    }
+
+
+def meets(wanted: Route) -> list[str]:
+    """The replica that has taken the call; while none has, the one that it was offered to. Of several, none."""
+    return wanted["accepted"] or (wanted["chosen"] if len(wanted["chosen"]) == 1 else [])
+
+
+def changes(method: str, path: str) -> bool:
+    """Whether a request changes something, so that it may be sent once alone and replicas may differ afterwards."""
+    return method not in READING and (method, path) not in PURE
 
 
 def digest(config: Mapping[str, Any]) -> str:

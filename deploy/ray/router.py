@@ -1,5 +1,6 @@
 """Who answers a call: the replica that has its prefix cached, unless it has too much to do."""
 
+import random
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -8,10 +9,12 @@ from trimtab.cluster.protocol import Route, route
 
 
 class PrefixRouter(RequestRouter):
-    """Rendezvous hashing of a call's key over the replicas, with power of two choices where that is too much for one.
+    """Rendezvous hashing of a call's key over the replicas, with bounded loads.
 
-    Each key prefers the replicas in an order of its own. The first gets its calls while it has less than `bound` more
-    to do than the least busy; of the next two, to which a hot prefix so spreads, the shorter queue gets the rest.
+    Each key prefers the replicas in an order of its own. A call goes to the first of them that has less than `bound`
+    requests more than the least busy one, so that a hot prefix spreads to as many replicas as it takes, and no load
+    piles up beside idle ones (after Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads, 2018).
+    A call without a key goes to the least busy.
     """
 
     bound = 4
@@ -23,7 +26,7 @@ class PrefixRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Groups of replicas, the best first; of a group the one with the shortest queue is asked."""
+        """Groups of replicas: the chosen one alone, then those that Serve may ask where it finds that one gone."""
         wanted = route()
         if pending_request is not None and pending_request.args:
             wanted = pending_request.args[0]["route"]
@@ -41,14 +44,18 @@ class PrefixRouter(RequestRouter):
     def _groups(self, wanted: Route, by_id: dict[str, RunningReplica]) -> list[list[str]]:
         if wanted["only"]:
             return [[wanted["only"]]] if wanted["only"] in by_id else []
-        open_ = [each for each in by_id if each not in wanted["avoid"]] or list(by_id)
-        if not wanted["key"]:
-            return [open_]
-        first, *others = ranked(wanted["key"], open_)
-        spare = min((self._busy(by_id[each]) for each in others), default=0)
-        if not others or self._busy(by_id[first]) - spare < self.bound:
-            return [[first], others[:2], others[2:]]
-        return [others[:2], [first, *others[2:]]]
+        unmet = [each for each in by_id if each not in wanted["met"]]
+        open_ = [each for each in unmet if each not in wanted["shunned"]] or unmet or list(by_id)
+        if not open_:
+            return []
+        busy = {each: self._busy(by_id[each]) for each in open_}
+        if wanted["key"]:
+            order = ranked(wanted["key"], open_)
+        else:
+            order = sorted(open_, key=lambda each: (busy[each], random.random()))
+        most = min(busy.values()) + self.bound
+        first, *rest = [each for each in order if busy[each] < most]
+        return [[first], rest, [each for each in order if busy[each] >= most]]
 
     def _busy(self, replica: RunningReplica) -> int:
         """Requests that a replica has, as far as this router knows; 0 for one that nobody has asked yet."""

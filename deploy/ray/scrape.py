@@ -3,42 +3,72 @@
 import asyncio
 import copy
 from collections.abc import Mapping
+from contextlib import aclosing
 from contextvars import Context
-from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from trimtab.cluster.protocol import Call
-
-if TYPE_CHECKING:
-    from trimtab.cluster.forward import Forwarder
+from trimtab.cluster.forward import Forwarder, no_replica
+from trimtab.cluster.protocol import Body, Call, Start, meets
 
 PATIENCE = 5.0
 """seconds that a replica has for its metrics"""
+REFUSED = (401, 403)
+"""statuses of an answer to who may not ask"""
 UP = "trimtab:replica_up"
 
 
-async def scrape(forwarder: "Forwarder", call: Call) -> Response:
-    """Ask every replica; those that do not answer in time are down. Who may not ask is told so by the first."""
-    replies = [reply async for reply in forwarder.answer(call)]
-    start = replies[0]
-    if start[0] == "start" and start[1] in (401, 403):
-        refusal = Response(b"".join(reply[1] for reply in replies if reply[0] == "body"), start[1])
-        refusal.raw_headers = start[2]
-        return refusal
-    known = call["route"]["known"]
+async def scrape(forwarder: Forwarder, call: Call) -> Response:
+    """Ask every replica once; those that do not answer in time are down. Who may not ask is told so by the first.
+
+    Raises ApiError where there is no replica.
+    """
+    first = await _first(forwarder, call)
+    if not call["route"]["known"]:
+        raise no_replica()
+    told: dict[str, list[Start | Body]] = {each: [] for each in call["route"]["met"]}
+    told |= dict.fromkeys(meets(call["route"]), first)
+    if _status(first) not in REFUSED:
+        told |= await _others(forwarder, call, [each for each in call["route"]["known"] if each not in told])
+    for replies in told.values():
+        if replies and replies[0][0] == "start" and replies[0][1] in REFUSED:
+            refusal = Response(_body(replies), replies[0][1])
+            refusal.raw_headers = replies[0][2]
+            return refusal
+    text = merged({each: _body(told[each]).decode() if _status(told[each]) == 200 else None for each in told})
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _first(forwarder: Forwarder, call: Call) -> list[Start | Body]:
+    """The answer of any replica; empty where it takes too long."""
+    try:
+        async with asyncio.timeout(PATIENCE), aclosing(forwarder.answer(call)) as replies:
+            return [reply async for reply in replies]
+    except TimeoutError:
+        return []
+
+
+async def _others(forwarder: Forwarder, call: Call, replicas: list[str]) -> dict[str, list[Start | Body]]:
+    """The answers of these replicas, who are asked at the same time."""
     # Serve holds calls of one request for the same call; in a context of its own each counts by itself.
     asked = [
         asyncio.create_task(forwarder.ask_only(copy.deepcopy(call), each, PATIENCE), context=Context())
-        for each in known
+        for each in replicas
     ]
     try:
-        told = dict(zip(known, await asyncio.gather(*asked), strict=True))
+        return dict(zip(replicas, await asyncio.gather(*asked), strict=True))
     finally:
         for task in asked:
             task.cancel()
-    text = merged({each: None if body is None else body.decode() for each, body in told.items()})
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _status(replies: list[Start | Body]) -> int:
+    """The status of an answer; 0 for an empty one."""
+    return replies[0][1] if replies and replies[0][0] == "start" else 0
+
+
+def _body(replies: list[Start | Body]) -> bytes:
+    return b"".join(reply[1] for reply in replies if reply[0] == "body")
 
 
 def merged(texts: Mapping[str, str | None]) -> str:

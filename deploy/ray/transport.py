@@ -42,7 +42,7 @@ class ServeTransport:
         try:
             try:
                 status, told = self._ask(path, body)
-            except RayTaskError:
+            except (RayTaskError, TimeoutError):  # the second are Ray's own too: another replica would be as slow
                 raise
             except RayError:  # its replica died: another one can answer the same
                 status, told = self._ask(path, body)

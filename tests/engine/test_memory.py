@@ -17,7 +17,16 @@ from transformers import (
 from trimtab.engine.device import find_device
 from trimtab.engine.errors import ModelLoadError
 from trimtab.engine.guides.config import LanguageConfig, RewardModelConfig, ValueConfig
-from trimtab.engine.memory import LIBRARIES, Footprint, footprint, kv_bytes, memory_errors, plan_memory, survey
+from trimtab.engine.memory import (
+    LIBRARIES,
+    Footprint,
+    footprint,
+    kv_bytes,
+    memory_errors,
+    plan_device,
+    plan_memory,
+    survey,
+)
 from trimtab.engine.rewards.program import Length
 from trimtab.engine.settings import EngineSettings
 
@@ -54,6 +63,32 @@ def test_the_smallest_pool_is_a_thousand_tokens() -> None:
     assert plan_memory(needed, [BASE], fraction=1.0, page_size=16).tokens == 1024
     with pytest.raises(ModelLoadError, match="so 1,008 tokens fit and 1,024 are wanted"):
         plan_memory(needed - 1, [BASE], fraction=1.0, page_size=16)
+
+
+def test_two_that_share_a_gpu_get_the_same_whoever_loads_first() -> None:
+    first = plan_memory(48 * GIB, [BASE], fraction=0.9, page_size=16, share=24 * GIB)
+    assert first.allowed == int(21.6 * GIB)
+    assert "21.6 GiB of 48.0 GiB free (engine.gpu_share: 24.0 GiB); weights" in first.line
+    taken = first.weights + first.workspace + (first.tokens + 16) * first.per_token
+    second = plan_memory(48 * GIB - taken, [BASE], fraction=0.9, page_size=16, share=24 * GIB)
+    assert (second.allowed, second.tokens) == (first.allowed, first.tokens)
+
+
+def test_a_share_that_is_not_free_is_none() -> None:
+    plan = plan_memory(20 * GIB, [BASE], fraction=0.9, page_size=16, share=24 * GIB)
+    assert plan.allowed == 18 * GIB
+    assert "gpu_share" not in plan.line
+    told = r"48\.0 GiB are free \(engine\.gpu_share: 12\.0 GiB\) and .* allows 10\.8 GiB"
+    with pytest.raises(ModelLoadError, match=told):
+        plan_memory(48 * GIB, [BASE], fraction=0.9, page_size=16, share=12 * GIB)
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(1.0, 36 * GIB), (0.5, int(21.6 * GIB))])
+def test_the_share_is_of_the_whole_gpu(monkeypatch: pytest.MonkeyPatch, share: float, allowed: int) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40 * GIB, 48 * GIB))
+    monkeypatch.setattr("trimtab.engine.memory.survey", lambda _: [BASE])
+    settings = EngineSettings(memory_fraction=0.9, gpu_share=share)
+    assert plan_device(settings, torch.device("cuda")).allowed == allowed
 
 
 def test_what_does_not_fit_is_one_line_with_numbers_and_settings() -> None:

@@ -224,11 +224,14 @@ def test_a_rolling_update_loses_nothing(app: Running, arguments: ClusterSettings
         while not over.is_set():
             statuses.append(app.client.post(CHAT, json=ask("steady", max_tokens=8)).status_code)
 
+    streams = [Stream(app, f"stream {i}") for i in range(2)]
+    assert all(each.begun.wait(30) for each in streams)
     loading = threading.Thread(target=load)
     loading.start()
     before = set(names("engine"))
     engine = {**arguments.settings["engine"], "max_rows": 32}
     try:
+        assert all(each.is_alive() for each in streams)
         app.deploy(arguments.model_copy(update={"settings": {**arguments.settings, "engine": engine}}))
         eventually(lambda: not before & set(names("engine")), 60)
     finally:
@@ -236,3 +239,4 @@ def test_a_rolling_update_loses_nothing(app: Running, arguments: ClusterSettings
         loading.join()
     assert len(statuses) > 5
     assert set(statuses) == {200}
+    assert {each.error for each in streams} == {None}, "those that had begun came to their end"

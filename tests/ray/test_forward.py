@@ -2,10 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fake_handle import DIES, HANGS, JSON, STREAM, Handle
+from fake_handle import DIES, HANGS, JSON, STREAM, UNAVAILABLE, Handle, Response
 
 from trimtab.cluster.forward import Forwarder, Lost
 from trimtab.cluster.protocol import PROTOCOL, Call, route
@@ -78,6 +79,10 @@ def test_what_changes_something_is_sent_once() -> None:
     assert error.headers == {"x-should-retry": "false"}, "OpenAI's clients would send it again by themselves"
     assert answered(Handle(FULL, GOOD), "/v1/norms") == [FULL[1], FULL[2]]
     assert answered(Handle([DIES], GOOD), "/v1/norms", "GET") == WHOLE
+    assert answered(Handle([DIES], GOOD), "/v1/norms/search", "POST") == WHOLE
+    for method in ("PUT", "PATCH", "DELETE"):
+        (error,) = answered(Handle([DIES], GOOD), "/v1/norms/search", method)
+        assert error.code == "replica_lost", "the norm whose id is search"
 
 
 def test_later_requests_pass_a_lost_replica_over_for_a_while() -> None:
@@ -106,6 +111,21 @@ def test_who_took_the_first_try_is_not_blamed_for_the_second() -> None:
     assert handle.avoided == [set(), {"b"}, {"a", "b"}]
 
 
+def test_who_was_one_of_several_that_a_call_was_offered_to_is_not_blamed_for_it() -> None:
+    handle = Handle([HANGS], GOOD, chosen=["a", "b"])
+    assert answered(handle) == WHOLE
+    assert handle.avoided == [set(), set()]
+
+
+def test_what_a_call_has_met_itself_is_told_apart_from_what_others_have_lost() -> None:
+    handle = Handle([DIES], GOOD, [DIES], GOOD, taken=["a", "a", "b", "a"])
+    forwarder = Forwarder(handle, PATIENCE)  # type: ignore[arg-type]
+    for _ in range(2):
+        assert answered(handle, forwarder=forwarder) == WHOLE
+    assert handle.avoided == [set(), {"a"}, {"a"}, {"a", "b"}]
+    assert handle.met == [set(), {"a"}, set(), {"b"}]
+
+
 def test_a_full_replica_is_replaced_once_and_then_believed() -> None:
     assert answered(Handle(FULL, GOOD)) == WHOLE
     (start, body) = answered(Handle(FULL, FULL))
@@ -122,5 +142,35 @@ def test_another_version_is_replaced_once() -> None:
 
 
 def test_where_nobody_is_the_client_is_told_so() -> None:
-    (error,) = answered(Handle([HANGS], known=[]))
-    assert (error.status_code, error.code) == (503, "no_replica")
+    for script in ([HANGS], [UNAVAILABLE]):
+        (error,) = answered(Handle(script, known=[]))
+        assert (error.status_code, error.code) == (503, "no_replica")
+        assert "x-should-retry" not in error.headers
+
+
+def test_where_nobody_is_the_client_waits_as_long_as_was_set_and_no_longer() -> None:
+    for silence, no_replica in ((5.0, 0.3), (0.1, 0.3)):
+        began, handle = time.monotonic(), Handle([HANGS], known=[])
+        patience = Patience(beat=0.05, silence=silence, no_replica=no_replica)
+        answered(handle, forwarder=Forwarder(handle, patience))  # type: ignore[arg-type]
+        assert no_replica <= time.monotonic() - began < no_replica + 1.0
+
+
+def test_a_replica_that_comes_late_gets_its_whole_time() -> None:
+    """It is offered the call as the wait for it is nearly over, and is silent for less than it may be."""
+    silence = 0.6
+
+    async def late(call: Call) -> AsyncIterator[Any]:
+        await asyncio.sleep(0.5)
+        call["route"]["chosen"] = ["a"]
+        await asyncio.sleep(0.3)
+        for each in GOOD:
+            yield each
+
+    class Late(Handle):
+        def remote(self, call: Call) -> Any:
+            return Response(late(call), broken=False)
+
+    handle = Late()
+    patience = Patience(beat=0.05, silence=silence, no_replica=10.0)
+    assert answered(handle, "/v1/norms", forwarder=Forwarder(handle, patience)) == WHOLE  # type: ignore[arg-type]

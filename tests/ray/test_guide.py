@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from on_ray import ray  # noqa: F401
 
-from trimtab.cluster.guide import Answer, Guide
+from trimtab.cluster.guide import FAILURES, Answer, Guide
 from trimtab.cluster.protocol import PROTOCOL, GuideCall, route
 from trimtab.engine.errors import InvalidRequest
 from trimtab.engine.rewards import Judgement, Pair
@@ -32,7 +32,8 @@ class Judge:
                 raise InvalidRequest("the conversation does not fit the template")
         return [Judgement(float(len(each.answer)), (1.0,), 1) for each in pairs]
 
-    def check(self) -> None: ...
+    def check(self) -> None:
+        """It is always well, as a classifier is."""
 
     def close(self) -> None: ...
 
@@ -104,3 +105,61 @@ def test_a_call_that_cannot_be_judged_fails_alone(monkeypatch: pytest.MonkeyPatc
     assert (scores(one), scores(two)) == ([1.0, 2.0], [3.0])
     assert (bad[0], bad[1]["error"]["message"]) == (400, "the conversation does not fit the template")
     assert judge.batches == [5, 2, 2, 1], "each once with all, once alone"
+
+
+class Broken(Judge):
+    """A judge whose device fails while `broken`."""
+
+    broken = True
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        judged = super().judge(pairs)
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return judged
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> tuple[Guide, Broken]:
+    judge = Broken()
+    monkeypatch.setattr("trimtab.cluster.judge.load_judge", lambda *_: judge)
+    monkeypatch.setattr(Guide, "_judged", Batch())
+    return Guide(Settings().model_dump(mode="json"), "taste", "d", 0.0, 1, 0.5), judge
+
+
+def fail(guide: Guide, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            guide._judge_calls([[Pair("Hi", "a")]])
+
+
+def test_a_guide_whose_calls_all_fail_is_unwell(broken: tuple[Guide, Broken]) -> None:
+    guide, _ = broken
+    fail(guide, FAILURES - 1)
+    guide.check_health()
+    fail(guide, 1)
+    with pytest.raises(RuntimeError, match="3 calls in a row"):
+        guide.check_health()
+
+
+def test_failures_between_answers_leave_a_guide_well(broken: tuple[Guide, Broken]) -> None:
+    guide, judge = broken
+    for _ in range(FAILURES):
+        fail(guide, FAILURES - 1)
+        judge.broken = False
+        guide._judge_calls([[Pair("Hi", "a")]])
+        judge.broken = True
+    guide.check_health()
+
+
+def test_calls_that_are_wrong_themselves_count_neither_way(broken: tuple[Guide, Broken]) -> None:
+    guide, _ = broken
+    wrong = [[Pair("Hi", ODD)]]
+    for _ in range(FAILURES):
+        assert isinstance(guide._judge_calls(wrong)[0], InvalidRequest)
+    guide.check_health()
+    fail(guide, FAILURES - 1)
+    guide._judge_calls(wrong)
+    fail(guide, 1)
+    with pytest.raises(RuntimeError, match="in a row"):
+        guide.check_health()

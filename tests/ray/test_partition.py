@@ -48,7 +48,7 @@ def namespace() -> Iterator[str]:
 
 
 def test_a_partition_costs_no_request_and_heals(namespace: str, arguments: ClusterSettings, tmp_path: Path) -> None:
-    """Requests that the cut-off replica had are answered by the other one, at once and later."""
+    """Requests that the cut-off replica had are answered by the other one; then it, or a new one, is there again."""
     with cluster(num_cpus=1, node_ip_address=NEAR, resources={"near": 1}) as made:
         far = subprocess.Popen(
             [
@@ -68,6 +68,9 @@ def test_a_partition_costs_no_request_and_heals(namespace: str, arguments: Clust
             ip("link", "set", namespace, "down")
             asked = [app.client.post(CHAT, json=ask(f"question {i}", max_tokens=4)) for i in range(8)]
             assert {each.status_code for each in asked} == {200}
+            ip("link", "set", namespace, "up")
+            eventually(lambda: list(app.metric("replica_up").values()) == [1.0, 1.0], 60)
+            assert app.client.post(CHAT, json=ask(max_tokens=4)).status_code == 200
             app.close()
         finally:
             ip("link", "set", namespace, "up")
