@@ -14,7 +14,10 @@ def plan(
     gpu: Annotated[str, typer.Option(help="h200, h100, a100, l40s, l4, cpu, or a file that was calibrated")],
     slo: Annotated[list[str] | None, typer.Option(help="latency asked for, as p95=5s; may be repeated")] = None,
     gpus: Annotated[
-        int | None, typer.Option(help="GPUs of the base that are there", min=1, show_default="as needed")
+        int | None,
+        typer.Option(
+            help="GPUs of the base that are there: told is what they keep to", min=1, show_default="as needed"
+        ),
     ] = None,
     costs: Annotated[
         Path | None,

@@ -43,6 +43,11 @@ class Lengths(Record):
             return _Z95 - sqrt(max(0.0, _Z95**2 - 2 * log(self.p95 / self.mean)))
         return sqrt(log(1 + (self.cv or 0.0) ** 2))
 
+    @cached_property
+    def halfway(self) -> float:
+        """How far one that is seen at a random time has come, mean: longer ones are seen more, E[A^2] / (2 E[A])."""
+        return self.mean * exp(self.sigma**2) / 2
+
     def quantile(self, share: float) -> float:
         """The length that this share of all does not exceed."""
         return exp(log(self.mean) - self.sigma**2 / 2 + self.sigma * _NORMAL.inv_cdf(share))

@@ -88,6 +88,8 @@ class Engine(Record):
     max_rows: int = Field(_ENGINE["max_rows"].default, ge=1)
     pool_tokens: int | None = Field(None, ge=32)
     """None: as many as fit into the memory of a GPU"""
+    prefill_tokens: int = Field(_ENGINE["prefill_tokens"].default, ge=1)
+    """of prompts that one forward reads"""
     memory_fraction: float = Field(_ENGINE["memory_fraction"].default, gt=0.0, le=1.0)
 
 

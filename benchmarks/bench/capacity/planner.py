@@ -2,9 +2,11 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import asdict, dataclass
 from math import ceil, inf
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.bench.capacity.mix import Answers
 from trimtab.bench.capacity.site import Judge, Site
@@ -15,6 +17,12 @@ POINTS = 20
 """lengths that stand for all of a kind of request"""
 MOST = 1_000_000
 """GPUs"""
+PART = 32
+"""a station of many GPUs is raised by one of so many parts of them at a time, and lowered again by single ones"""
+SLOWER = 3.0
+"""95th percentile over mean of the time at a judge, whose queue is about exponential"""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +32,8 @@ class Latency:
     mean: float
     p50: float
     p95: float
+    base: float
+    """mean in the base's process alone, without the judges that stand apart"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +66,34 @@ class Plan:
         return max(self.loads, key=lambda each: each.utilisation)
 
 
+def enough(site: Site, rps: float, headroom: float) -> dict[str, int]:
+    """The fewest GPUs of each station that keep it below 1 - headroom."""
+    counts = {BASE: _enough(rps / site.process.best, headroom)}
+    return counts | {judge.name: _enough(rps * judge.seconds, headroom) for judge in site.judges}
+
+
 def needed(site: Site, rps: float, headroom: float, slo: Mapping[str, float]) -> Plan:
     """The fewest GPUs that keep every station below 1 - headroom, and every percentile of `slo` (seconds).
 
+    Objectives that stations share may take somewhat more than the fewest, most where they are close to what idle GPUs
+    take.
     Raises BenchError for an objective that an idle GPU already misses.
     """
-    counts = {BASE: _enough(rps / site.process.best, headroom)}
-    counts |= {judge.name: _enough(rps * judge.seconds, headroom) for judge in site.judges}
-    first = plan(site, rps, counts)
-    if _meets(first, slo):
-        return first
-    alone = plan(site, rps, dict.fromkeys(counts, MOST))
+    least = enough(site, rps, headroom)
+    alone = plan(site, rps, {name: max(MOST, count) for name, count in least.items()})
     for name, seconds in slo.items():
         if (best := getattr(alone.latency, name)) > seconds:
             raise BenchError(
                 f"--slo {name}={seconds:g}s: an idle GPU already takes {best:.2f} s, so more do not help: allow "
                 "more time, shorten answers, or choose a cheaper strategy or a faster GPU"
             )
-    for judge in site.judges:  # queues before judges count three times as much as those of the base: empty them first
-        counts[judge.name] = max(counts[judge.name], _enough(rps * judge.seconds, max(headroom, 0.5)))
-    low, high = counts[BASE], counts[BASE]
-    while not _meets(plan(site, rps, {**counts, BASE: high}), slo):
-        low, high = high, high * 2
-        if high > MOST:
-            raise BenchError(f"--slo {', '.join(slo)}: no number of GPUs up to {MOST:,} meets it")
-    wanted = range(low, high + 1)
-    at = bisect_left(wanted, True, key=lambda count: _meets(plan(site, rps, {**counts, BASE: count}), slo))
-    return plan(site, rps, {**counts, BASE: wanted[at]})
+    counts = _raised(site, rps, least, slo)
+    for name in counts:
+        wanted = range(least[name], counts[name] + 1)
+        kept = dict(counts)
+        at = bisect_left(wanted, True, key=lambda count: not _missed(plan(site, rps, {**kept, name: count}), slo))
+        counts[name] = wanted[at]
+    return plan(site, rps, counts)
 
 
 def plan(site: Site, rps: float, counts: Mapping[str, int]) -> Plan:
@@ -94,18 +105,18 @@ def plan(site: Site, rps: float, counts: Mapping[str, int]) -> Plan:
         return Plan(tuple(loads), None, inf)
     chances = process.states(rps / base)
     under_way = sum(n * chance for n, chance in enumerate(chances))
-    waits = [judge.seconds / (1 - load.utilisation) for judge, load in zip(site.judges, loads[1:], strict=True)]
-    added = sum(waits)
-    times, weights = zip(*sorted(_times(site, chances)), strict=True)
-    sums = list(accumulate(weights))
+    slower = [1 / (1 - load.utilisation) for load in loads[1:]]
+    judging = sum(judge.seconds * times for judge, times in zip(site.judges, slower, strict=True))
+    inside, after, weights = _times(site, chances, slower)
+    mean = under_way * base / rps
+    p50, p95 = _quantile(inside + after, weights, 0.5), _quantile(inside + SLOWER * after, weights, 0.95)
+    return Plan(tuple(loads), Latency(mean + judging, p50, p95, mean), under_way)
 
-    def quantile(share: float) -> float:
-        found: float = times[min(bisect_left(sums, share * sums[-1]), len(times) - 1)]
-        return found
 
-    # A judge's queue is about exponential: its 95th percentile is three times its mean.
-    mean = under_way * base / rps + added
-    return Plan(tuple(loads), Latency(mean, quantile(0.5) + added, quantile(0.95) + 3 * added), under_way)
+def met(made: Plan, headroom: float, slo: Mapping[str, float]) -> dict[str, bool]:
+    """Whether a plan keeps to the headroom, and to each objective, by name."""
+    free = all(each.utilisation <= 1 - headroom + 1e-9 for each in made.loads)
+    return {"headroom": free} | {name: not _missed(made, {name: seconds}) for name, seconds in slo.items()}
 
 
 def neighbours(site: Site, rps: float, chosen: Plan) -> Iterator[tuple[str, Plan]]:
@@ -117,25 +128,57 @@ def neighbours(site: Site, rps: float, chosen: Plan) -> Iterator[tuple[str, Plan
             yield f"{told} for {at}", plan(site, rps, {**counts, at: counts[at] + change})
 
 
-def sizes(site: Site) -> Iterator[tuple[float, float]]:
-    """Steps of requests over the mean's, each with its share."""
-    for each in site.demands:
+def _raised(site: Site, rps: float, least: Mapping[str, int], slo: Mapping[str, float]) -> dict[str, int]:
+    """GPUs that meet `slo`: the station is raised, again and again, whose GPUs lower what is missed most."""
+    counts = dict(least)
+    while left := _missed(plan(site, rps, counts), slo):
+        more = {name: max(1, count // PART) for name, count in counts.items()}
+        gains = {
+            name: (left - _missed(plan(site, rps, {**counts, name: counts[name] + count}), slo)) / count
+            for name, count in more.items()
+        }
+        best = max(gains, key=gains.__getitem__)
+        if gains[best] > 0:
+            counts[best] += more[best]
+        else:  # a step too small to be seen
+            counts = {name: max(count, min(2 * count, MOST)) for name, count in counts.items()}
+    return counts
+
+
+def _missed(made: Plan, slo: Mapping[str, float]) -> float:
+    """By how much objectives are missed, over what they allow, summed; 0: all are met."""
+    if made.latency is None:
+        return inf if slo else 0.0
+    told: Mapping[str, float] = asdict(made.latency)
+    return sum(max(0.0, told[name] / seconds - 1) for name, seconds in slo.items())
+
+
+def _times(site: Site, chances: Sequence[float], slower: Sequence[float]) -> tuple[Floats, Floats, Floats]:
+    """Seconds in the base's process, seconds at judges, and their chances, for all kinds and lengths of requests.
+
+    What a request finds in the base's process stays as it is while it is there; judges are `slower` than idle ones.
+    """
+    process, sizes, shares, judges = site.process, list[float](), list[float](), list[float]()
+    for number, each in enumerate(site.demands):
         answer: Answers = each.entry.answer
+        judging = sum(judge.kinds[number] * times for judge, times in zip(site.judges, slower, strict=True))
         for length in answer.grid(POINTS):
-            yield each.work.steps / site.process.work.steps * length / answer.mean, each.share / POINTS
+            sizes.append(each.work.steps / process.work.steps * length / answer.mean)
+            shares.append(each.share / POINTS)
+            judges.append(judging)
+    found = [(n, chance) for n, chance in enumerate(chances, 1) if chance >= 1e-7]
+    waiting = np.array([max(0.0, n - process.slots) / process.best for n, _ in found])
+    served = np.array([min(float(n), process.slots) / process.rate(n) for n, _ in found])
+    inside = waiting[:, None] + served[:, None] * np.array(sizes)
+    weights = np.array([chance for _, chance in found])[:, None] * np.array(shares)
+    return inside.ravel(), np.broadcast_to(np.array(judges), inside.shape).ravel(), weights.ravel()
 
 
-def _times(site: Site, chances: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Seconds in the base's process with their chances: what a request finds there stays as it is while it is there."""
-    process, kinds = site.process, list(sizes(site))
-    for found, chance in enumerate(chances):
-        if chance < 1e-7:
-            continue
-        n = found + 1
-        waiting = max(0.0, n - process.slots) / process.best
-        served = min(float(n), process.slots) / process.rate(n)
-        for size, share in kinds:
-            yield waiting + size * served, chance * share
+def _quantile(values: Floats, weights: Floats, share: float) -> float:
+    """The value that this share of the weights does not exceed."""
+    order = np.argsort(values, kind="stable")
+    sums = np.cumsum(weights[order])
+    return float(values[order[min(int(np.searchsorted(sums, share * sums[-1])), len(order) - 1)]])
 
 
 def _judging(judge: Judge, rps: float, gpus: int) -> Load:
@@ -146,7 +189,3 @@ def _judging(judge: Judge, rps: float, gpus: int) -> Load:
 def _enough(busy: float, headroom: float) -> int:
     """GPUs for so many GPUs' worth of work."""
     return max(1, ceil(busy / (1 - headroom) - 1e-9))
-
-
-def _meets(made: Plan, slo: Mapping[str, float]) -> bool:
-    return made.latency is not None and all(getattr(made.latency, name) <= seconds for name, seconds in slo.items())

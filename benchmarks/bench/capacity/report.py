@@ -1,9 +1,9 @@
 """What `trimtab plan` tells: from the options to a report, as text and as JSON."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import floor, isfinite
+from math import ceil, floor, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ from trimtab.bench.capacity.costs import preferring, read_costs
 from trimtab.bench.capacity.machines.gpu import ARITHMETIC, BANDWIDTH, ROW, STEP, Gpu
 from trimtab.bench.capacity.machines.measured import machine_of
 from trimtab.bench.capacity.mix import read_mix
-from trimtab.bench.capacity.planner import Plan, needed, neighbours, plan
+from trimtab.bench.capacity.planner import Plan, enough, met, needed, neighbours, plan
 from trimtab.bench.capacity.simulation.arrivals import Kind
 from trimtab.bench.capacity.simulation.run import Outcome, simulate
 from trimtab.bench.capacity.site import Site, site_of
 from trimtab.bench.capacity.slo import parse_slo
 from trimtab.bench.capacity.work import BASE
 from trimtab.bench.errors import BenchError
+
+FEW = 10
+"""mean latencies that arrivals have to last for a simulation to tell of more than its beginning"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Report:
     derived: bool
     """from a data sheet, not measured"""
     headroom: float
+    slo: Mapping[str, float]
+    """seconds by name"""
+    given: bool
+    """the GPUs of the base were given, not reckoned"""
     site: Site
     plan: Plan
     others: tuple[tuple[str, Plan], ...]
@@ -48,13 +55,15 @@ def planned(
 ) -> Report:
     """The report on a load; with a `seed` it is simulated as well. Raises BenchError with what to change.
 
-    `costs` is a file of costs measured elsewhere, which win over those that come with trimtab.
+    `gpus` are those of the base that are there; None: as many as the headroom and `slo` need. `costs` is a file of
+    costs measured elsewhere, which win over those that come with trimtab.
     """
     read, machine, wanted = read_mix(mix), machine_of(gpu), parse_slo(slo)
     site = site_of(read, machine, None if costs is None else preferring(read_costs(costs)))
-    chosen = needed(site, rps, headroom, wanted)
-    if gpus is not None:
-        chosen = plan(site, rps, {each.name: gpus if each.name == BASE else each.gpus for each in chosen.loads})
+    if gpus is None:
+        chosen = needed(site, rps, headroom, wanted)
+    else:
+        chosen = plan(site, rps, {**enough(site, rps, headroom), BASE: gpus})
     outcome = None
     if seed is not None:
         if chosen.latency is None:
@@ -72,7 +81,8 @@ def planned(
             seed=seed,
         )
     others = tuple(neighbours(site, rps, chosen))
-    return Report(rps, machine.name, isinstance(machine, Gpu), headroom, site, chosen, others, outcome)
+    derived, given = isinstance(machine, Gpu), gpus is not None
+    return Report(rps, machine.name, derived, headroom, wanted, given, site, chosen, others, outcome)
 
 
 def as_json_text(told: Report) -> str:
@@ -83,7 +93,10 @@ def as_json_text(told: Report) -> str:
         "gpu": told.gpu,
         "derived": told.derived,
         "headroom": told.headroom,
+        "slo": dict(told.slo),
         "gpus": told.plan.gpus,
+        "given": told.given,
+        "meets": met(told.plan, told.headroom, told.slo),
         "bottleneck": {"station": told.plan.bottleneck.name, "spent_on": process.spending()[0].what},
         **_plan(told.plan),
         "if": {name: _plan(each) for name, each in told.others},
@@ -117,7 +130,7 @@ def _lines(told: Report) -> Iterator[str]:
     chosen, process, memory = told.plan, told.site.process, told.site.memory
     most = process.spending()[0]
     worst = chosen.bottleneck
-    yield f"{told.rps:g} requests/s need {chosen.gpus} x {told.gpu} ({told.headroom:.0%} kept free)"
+    yield _given(told) if told.given else _needed(told)
     spent = f", most of it on {most.what}" if worst.name == BASE else ""
     yield f"bottleneck: {worst.name}, {worst.utilisation:.0%} busy{spent}"
     yield ""
@@ -159,7 +172,7 @@ def _lines(told: Report) -> Iterator[str]:
     )
     if told.outcome is not None:
         yield ""
-        yield from _simulated(told.outcome, chosen)
+        yield from _simulated(told.outcome, chosen, told.rps)
     if told.derived:
         yield ""
         yield (
@@ -169,6 +182,22 @@ def _lines(told: Report) -> Iterator[str]:
         )
 
 
+def _needed(told: Report) -> str:
+    asked = "".join(f", {name} within {seconds:g} s" for name, seconds in told.slo.items())
+    return f"{told.rps:g} requests/s need {told.plan.gpus} x {told.gpu} ({told.headroom:.0%} kept free{asked})"
+
+
+def _given(told: Report) -> str:
+    """The GPUs that are there, and what they keep to."""
+    base = told.plan.loads[0].gpus
+    others = f" for base, {told.plan.gpus - base} more for judges" if told.plan.loads[1:] else ""
+    asked = {"headroom": f"{told.headroom:.0%} kept free"}
+    asked |= {name: f"{name} within {seconds:g} s" for name, seconds in told.slo.items()}
+    kept = met(told.plan, told.headroom, told.slo)
+    verdicts = ", ".join(f"{asked[name]}: {'met' if good else 'missed'}" for name, good in kept.items())
+    return f"{base} x {told.gpu} given{others}, {told.rps:g} requests/s; {verdicts}"
+
+
 def _latency(name: str, made: Plan) -> str:
     if made.latency is None:
         return f"{name}: queues grow without end ({made.bottleneck.name} {made.bottleneck.utilisation:.0%} busy)"
@@ -176,18 +205,23 @@ def _latency(name: str, made: Plan) -> str:
     return f"{name}: p50 {told.p50:.2f} s, p95 {told.p95:.2f} s, mean {told.mean:.2f} s; {busy:.0%} busy"
 
 
-def _simulated(outcome: Outcome, chosen: Plan) -> Iterator[str]:
+def _simulated(outcome: Outcome, chosen: Plan, rps: float) -> Iterator[str]:
     assert chosen.latency is not None  # what cannot keep up is not simulated
-    off = outcome.mean / chosen.latency.mean - 1
+    said = chosen.latency.base
     yield (
-        f"simulated, {outcome.requests:,} requests: p50 {outcome.p50:.2f} s, p95 {outcome.p95:.2f} s, "
-        f"p99 {outcome.p99:.2f} s, mean {outcome.mean:.2f} s ({off:+.0%} of the formula's), "
-        f"{outcome.utilisation:.0%} busy"
+        f"simulated, base only, {outcome.requests:,} requests: p50 {outcome.p50:.2f} s, p95 {outcome.p95:.2f} s, "
+        f"p99 {outcome.p99:.2f} s, mean {outcome.mean:.2f} s ({outcome.mean / said - 1:+.0%} of the formula's "
+        f"{said:.2f} s), {outcome.utilisation:.0%} busy"
     )
     yield (
         f"  {outcome.lost:,} lost, {outcome.retried:,} retried, {outcome.unserved:,} unserved; "
         f"{outcome.replicas:.1f} replicas; prefixes found {outcome.hits:.0%}"
     )
+    if outcome.requests < FEW * said * rps:
+        yield (
+            f"  too short to trust: all arrive within {outcome.requests / rps:.2g} s, and one takes {said:.2g} s: "
+            f"raise fleet.requests to {ceil(FEW * said * rps):,} or more"
+        )
 
 
 def _plan(made: Plan) -> dict[str, Any]:

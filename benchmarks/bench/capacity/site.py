@@ -37,6 +37,8 @@ class Judge:
     name: str
     seconds: float
     """of a request of the mix, mean over those that do not ask it too"""
+    kinds: tuple[float, ...]
+    """the same of each kind of request, in the order of the demands"""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,16 @@ def site_of(mix: Mix, machine: Machine, costs: Table | None = None) -> Site:
     work = mean((each.share, each.work) for each in found)
     rows = _slots(mix, found, work.width)
     slots = max(1.0, min(rows, memory.room / memory.request))
-    process = Process(members, work.without(apart), _context(found), machine.request, slots)
+    process = Process(members, work.without(apart), _context(found), machine.request, slots, mix.engine.prefill_tokens)
     judges = []
     for name in sorted(apart & used):
         _check_judge(name, sizes[name], mix, machine)
         clock = machine.clock(str(called[name]) if isinstance(called[name], str) else "a size", sizes[name])
-        seconds = clock.read(work.scored.get(name, 0.0), work.passes.get(name, 0.0), "text")
-        judges.append(Judge(name, seconds))
+        kinds = tuple(
+            clock.read(each.work.scored.get(name, 0.0), each.work.passes.get(name, 0.0), "text") for each in found
+        )
+        seconds = sum(each.share * spent for each, spent in zip(found, kinds, strict=True))
+        judges.append(Judge(name, seconds, kinds))
     return Site(process, tuple(judges), found, memory, "rows" if rows <= memory.room / memory.request else "memory")
 
 
@@ -103,7 +108,7 @@ def _context(found: Sequence[Demand]) -> float:
     """Tokens behind a row of the base, mean over all rows."""
     rows = [(each.share * each.work.rows.get(BASE, 0.0), each.entry) for each in found]
     total = sum(count for count, _ in rows)
-    return sum(count * (entry.prompt.mean + entry.answer.mean / 2) for count, entry in rows) / total if total else 0.0
+    return sum(count * (entry.prompt.mean + entry.answer.halfway) for count, entry in rows) / total if total else 0.0
 
 
 def _memory(
@@ -116,7 +121,7 @@ def _memory(
     for each in found:
         lanes = {name for name in (*each.work.rows, *each.work.wide) if name in members} | {BASE}
         beside = sum(sizes[BASE if name not in sizes else name].kv for name in lanes) / token
-        held.append(beside * (each.entry.prompt.mean + each.work.width * each.entry.answer.mean / 2))
+        held.append(beside * (each.entry.prompt.mean + each.work.width * each.entry.answer.halfway))
     steps = [each.share * each.work.steps for each in found]
     request = sum(a * b for a, b in zip(steps, held, strict=True)) / sum(steps)
     pool = mix.engine.pool_tokens or machine.pool_tokens

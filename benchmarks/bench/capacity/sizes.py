@@ -15,6 +15,9 @@ from trimtab.bench.records import Record
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1, "int8": 1}
 
+OTHER = ("num_local_experts", "num_experts", "n_routed_experts", "quantization_config")
+"""keys of configs whose models have experts or quantised weights, which the shapes alone do not size"""
+
 
 class Size(Record):
     """Of one model."""
@@ -81,7 +84,12 @@ def _config(source: str, path: str) -> dict[str, Any]:
 
 
 def _read(config: dict[str, Any], path: str) -> Size:
-    """The size of a decoder of the Llama shape; raises BenchError for configs that lack its keys."""
+    """The size of a dense decoder of the Llama shape; raises BenchError for configs that are of others."""
+    for key in OTHER:
+        if config.get(key):
+            raise BenchError(
+                f"{path}: its config.json has {key!r}, so its shapes do not tell its size: write the size out"
+            )
     try:
         hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
         inner, vocabulary = config["intermediate_size"], config["vocab_size"]

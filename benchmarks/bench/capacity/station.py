@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import expm1
+from math import expm1, inf
 from typing import NamedTuple
 
 from trimtab.bench.capacity.machines.clock import Clock, Reading
@@ -44,6 +44,8 @@ class Process:
     """seconds for each request beside the models"""
     slots: float
     """requests that can be under way at once"""
+    prefill: int
+    """tokens of prompts that one forward reads"""
 
     def tick(self, under_way: float) -> list[tuple[str, float, str]]:
         """One decode step with so many requests under way: the model, its seconds, and what sets them."""
@@ -69,19 +71,21 @@ class Process:
         """Seconds of a request that are no decode step, by what they are, with so many under way.
 
         What falls due in one tick is read in one forward: of m that fall due on the average, 1 - exp(-m) forwards come.
+        No forward reads more of prompts than `prefill` tokens.
         """
         spent = {"requests": self.request}
-        kinds: tuple[tuple[str, Reading, Tokens, Tokens], ...] = (
-            ("prompts", "prompt", self.work.prefill, {}),
-            ("scores", "text", self.work.scored, self.work.passes),
+        kinds: tuple[tuple[str, Reading, Tokens, Tokens, float], ...] = (
+            ("prompts", "prompt", self.work.prefill, {}, self.prefill),
+            ("scores", "text", self.work.scored, self.work.passes, inf),
         )
-        for what, kind, tokens, passes in kinds:
+        for what, kind, tokens, passes, most in kinds:
             spent[what] = 0.0
             for name, count in tokens.items():
                 if name in self.members and count:
                     alone = passes.get(name, 1.0)
                     due = under_way * alone / self.work.steps
-                    spent[what] += self.members[name].clock.read(count, alone * -expm1(-due) / due, kind)
+                    forwards = max(alone * -expm1(-due) / due, count / most)
+                    spent[what] += self.members[name].clock.read(count, forwards, kind)
         return spent
 
     def rate(self, under_way: float) -> float:

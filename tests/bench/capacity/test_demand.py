@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trimtab.bench.capacity.costing import settings
@@ -78,6 +79,17 @@ def test_the_longest_of_several_sets_the_steps() -> None:
     assert one.steps == 40.0
     assert 1.4 < four.steps / 40.0 < 1.8  # of four log-normals with that cv
     assert four.rows[BASE] == 160.0, "rows are of all answers, not of the longest"
+
+
+@pytest.mark.parametrize("cv", [0.0, 0.5, 1.0])
+def test_what_is_seen_at_a_random_time_is_longer(cv: float) -> None:
+    """Answers one after another, looked at now and then: E[A^2] / (2 E[A]) tokens of the one under way are there."""
+    law, random = Lengths(mean=200.0, cv=cv), np.random.default_rng(5)
+    ends = np.cumsum(law.draw(random, 400_000))
+    looks = random.uniform(0.0, ends[-1], 400_000)
+    begun = np.concatenate([[0.0], ends])[np.searchsorted(ends, looks)]
+    assert law.halfway == pytest.approx(float((looks - begun).mean()), rel=0.02)
+    assert law.halfway == pytest.approx(100 * (1 + cv**2))
 
 
 @pytest.mark.parametrize(("number", "row"), MEASURED)

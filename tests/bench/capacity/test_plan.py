@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from trimtab.bench.capacity.machines.gpu import Gpu, Roofline, sheets
 from trimtab.bench.capacity.machines.measured import Workstation, machine_of
 from trimtab.bench.capacity.mix import Mix
-from trimtab.bench.capacity.planner import needed, plan
+from trimtab.bench.capacity.planner import MOST, enough, met, needed, plan
 from trimtab.bench.capacity.site import Site, site_of
 from trimtab.bench.capacity.sizes import Size, known, size_of
 from trimtab.bench.capacity.slo import parse_slo
@@ -42,6 +42,25 @@ def test_a_replica_by_hand(site: Callable[..., Site]) -> None:
         "prompts": pytest.approx(0.01),
         "requests": pytest.approx(0.005),
     }
+
+
+def test_long_prompts_take_several_forwards(mix: Callable[..., Mix]) -> None:
+    def prompts(tokens: float, under_way: float, **engine: Any) -> float:
+        mixed = mix(model="llama-3-8b", requests=[entry(prompt={"mean": tokens + 1})], engine=engine)
+        return site_of(mixed, machine_of("l4")).process.aside(under_way)["prompts"]
+
+    clock = Roofline(sheets()["l4"], known()["llama-3-8b"])
+    assert prompts(5120, 1) == pytest.approx(clock.read(5120, 10)), "512 tokens each"
+    assert prompts(5120, 1, prefill_tokens=2048) == pytest.approx(clock.read(5120, 2.5))
+    assert prompts(256, 1) < clock.read(256, 1), "short ones share one"
+    assert prompts(256, 5000) == pytest.approx(clock.read(256, 0.5)), "but no more of them than fit"
+
+
+def test_spread_makes_contexts_longer(mix: Callable[..., Mix], site: Callable[..., Site]) -> None:
+    assert site().process.context == 101 + 25
+    assert site(requests=[entry(answer={"mean": 50, "cv": 1.0})]).process.context == pytest.approx(101 + 50)
+    spread = mix(model="llama-3-8b", requests=[entry(answer={"mean": 50, "cv": 1.0})])
+    assert site_of(spread, machine_of("h200")).memory.request == pytest.approx(101 + 50)
 
 
 def test_adapters_are_rows_of_the_base(site: Callable[..., Site]) -> None:
@@ -106,6 +125,46 @@ def test_an_objective_takes_more(site: Callable[..., Site]) -> None:
         needed(one, 30.0, 0.3, {"p95": 0.1})
 
 
+@pytest.mark.parametrize(
+    ("judge", "allowed", "rps"),
+    [
+        ("llama-3-8b", {"p95": 1.2}, 20),
+        ("llama-3-8b", {"p50": 1.3, "p95": 1.2}, 40),
+        ("llama-3.2-1b", {"mean": 1.1}, 40),
+        ("llama-3-8b", {"mean": 1.03}, 20),
+    ],
+)
+def test_no_grid_finds_fewer(mix: Callable[..., Mix], judge: str, allowed: dict[str, float], rps: float) -> None:
+    """Objectives are so many times what an idle GPU takes."""
+    guides, short = {"judge": {"model": judge, "apart": True}}, {"answer": {"mean": 60, "cv": 0.6}}
+    mixed = mix(model="llama-3.2-1b", guides=guides, requests=[judged(8, **short), entry(**short)])
+    site = site_of(mixed, machine_of("l40s"))
+    idle = plan(site, rps, {BASE: MOST, "judge": MOST}).latency
+    slo = {name: times * getattr(idle, name) for name, times in allowed.items()}
+    found, least = needed(site, rps, 0.3, slo), enough(site, rps, 0.3)
+    assert all(met(found, 0.3, slo).values())
+    assert found.gpus > sum(least.values()), "the objective takes more"
+    fewer = [
+        (base, total - base) for total in range(found.gpus) for base in range(least[BASE], total + 1 - least["judge"])
+    ]
+    assert fewer
+    for base, judges in fewer:
+        assert not all(met(plan(site, rps, {BASE: base, "judge": judges}), 0.3, slo).values()), (base, judges)
+
+
+def test_who_asks_no_judge_waits_for_none(mix: Callable[..., Mix]) -> None:
+    def latency(share: float) -> Any:
+        guides = {"judge": {"model": "llama-3-8b", "apart": True}}
+        requests = [entry(share=1 - share), judged(1, share=share)]
+        site = site_of(mix(model="llama-3.2-1b", guides=guides, requests=requests), machine_of("l4"))
+        return plan(site, 0.01, {BASE: 1, "judge": 1}).latency, site.judges[0].kinds[1]
+
+    (seldom, seconds), (often, _) = latency(0.02), latency(0.5)
+    assert seldom.mean - seldom.base == pytest.approx(0.02 * seconds, rel=0.01)
+    assert seldom.p95 == pytest.approx(seldom.base, rel=0.05), "one in fifty is beyond the 95th percentile"
+    assert often.p95 == pytest.approx(often.base + 3 * seconds, rel=0.05)
+
+
 def test_the_bottleneck_moves_to_the_judge(mix: Callable[..., Mix]) -> None:
     def bottleneck(judge: str | dict[str, Any], n: int) -> str:
         guides = {"judge": {"model": judge, "apart": True}}
@@ -160,6 +219,13 @@ def test_sizes(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     with pytest.raises(BenchError, match=r"^guides\.g\.model: its config\.json has no 'hidden_size'"):
         size_of(str(folder), "guides.g.model")
+    others = {"num_local_experts": 8, "num_experts": 64, "n_routed_experts": 64, "quantization_config": {"bits": 4}}
+    for key, value in others.items():
+        (folder / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(BenchError, match=rf"^model: its config\.json has '{key}', .*: write the size out"):
+            size_of(str(folder), "model")
+    (folder / "config.json").write_text(json.dumps({**config, "num_experts": None, "quantization_config": None}))
+    assert size_of(str(folder), "model") == read
     with pytest.raises(BenchError, match="cannot be read"):
         size_of(str(tmp_path), "model")
     assert Size(**{**told.model_dump(), "dtype": "fp8"}).kv == told.kv, "keys and values stay at 16 bits"
@@ -206,6 +272,55 @@ def test_the_command(file: Callable[..., Path]) -> None:
     assert document["simulation"] is None
     given = json.loads(told(path, "--rps=50", "--gpu=h200", "--gpus=1", "--json").stdout)
     assert given["stations"][0]["gpus"] == 1
+
+
+def test_gpus_that_are_given_are_judged(file: Callable[..., Path]) -> None:
+    path = file(model="llama-3-8b", guides={"judge": {"model": "llama-3.2-1b", "apart": True}}, requests=[judged(4)])
+
+    def given(*arguments: str) -> tuple[str, dict[str, Any]]:
+        command = ("--rps=50", "--gpu=h200", *arguments)
+        done = told(path, *command)
+        assert done.exit_code == 0, done.stderr
+        return done.stdout.splitlines()[0], json.loads(told(path, *command, "--json").stdout)
+
+    first, document = given("--gpus=1", "--slo=p95=5s", "--slo=p50=10ms")
+    assert first == (
+        "1 x h200 given for base, 1 more for judges, 50 requests/s; 30% kept free: missed, p95 within 5 s: missed, "
+        "p50 within 0.01 s: missed"
+    )
+    assert document["meets"] == {"headroom": False, "p95": False, "p50": False}
+    assert (document["given"], document["slo"]) == (True, {"p95": 5.0, "p50": 0.01})
+    first, document = given("--gpus=40", "--slo=p95=5s", "--slo=p50=10ms")
+    assert first.endswith("30% kept free: met, p95 within 5 s: met, p50 within 0.01 s: missed")
+    assert document["meets"] == {"headroom": True, "p95": True, "p50": False}
+    first, document = given("--slo=p95=5s")
+    assert first == f"50 requests/s need {document['gpus']} x h200 (30% kept free, p95 within 5 s)"
+    assert document["meets"] == {"headroom": True, "p95": True}
+
+
+def test_a_simulation_is_held_against_the_base_alone(file: Callable[..., Path]) -> None:
+    guides = {"judge": {"model": "llama-3-8b", "apart": True}}
+    fleet = {"requests": 20000, "routing": "random"}
+    path = file(model="llama-3.2-1b", guides=guides, requests=[judged(8)], fleet=fleet)
+    command = ("--rps=20", "--gpu=l4", "--simulate")
+    document = json.loads(told(path, *command, "--json").stdout)
+    latency, outcome = document["latency"], document["simulation"]
+    assert latency["mean"] > 1.15 * latency["base"], "the judge takes its time"
+    assert outcome["mean"] == pytest.approx(latency["base"], rel=0.1)
+    text = told(path, *command).stdout
+    off = outcome["mean"] / latency["base"] - 1
+    assert "simulated, base only, 20,000 requests" in text
+    assert f"({off:+.0%} of the formula's {latency['base']:.2f} s)" in text
+    assert "too short" not in text
+
+
+def test_a_simulation_that_is_over_too_soon_says_so(file: Callable[..., Path]) -> None:
+    path = file(model="llama-3-8b", fleet={"requests": 500, "routing": "random"})
+    short = told(path, "--rps=1000", "--gpu=h200", "--simulate").stdout
+    assert "too short to trust: all arrive within 0.5 s" in short
+    wanted = short.split("raise fleet.requests to ")[1].split(" ")[0].replace(",", "")
+    longer = file(model="llama-3-8b", fleet={"requests": int(wanted), "routing": "random"})
+    assert "too short" not in told(longer, "--rps=1000", "--gpu=h200", "--simulate").stdout
 
 
 def test_it_simulates_what_it_plans(file: Callable[..., Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from trimtab.bench.capacity.lengths import Lengths
 from trimtab.bench.capacity.simulation.arrivals import Kind
-from trimtab.bench.capacity.simulation.run import Outcome, simulate
+from trimtab.bench.capacity.simulation.run import Outcome, _Run, simulate
 from trimtab.bench.capacity.simulation.settings import Fleet
 
 ALONE = [Kind(1.0, 1.0, Lengths(mean=100))]
@@ -90,6 +90,22 @@ def test_replicas_follow_the_load() -> None:
     late = run(2, 10.0, autoscale={**scaling, "delay": 200.0}, warm_up=0.0)
     assert late.p99 > run(2, 10.0, autoscale=scaling, warm_up=0.0).p99
     assert run(30, 2.0, autoscale=scaling).replicas < 10, "and they go again"
+
+
+@pytest.mark.parametrize("repair", [5.0, 60.0])
+def test_who_failed_is_replaced_once(monkeypatch: pytest.MonkeyPatch, repair: float) -> None:
+    """By its repair, which the autoscaler counts among those that come."""
+    begin, served = _Run._start, list[int]()
+
+    def start(run: _Run, now: float) -> None:
+        begin(run, now)
+        served.append(len(run._serving))
+
+    monkeypatch.setattr(_Run, "_start", start)
+    scaling = {"most": 10, "target": 1.0, "interval": 5.0, "delay": 5.0}
+    found = run(10, 12.0, slots=1, autoscale=scaling, failures={"every": 100.0, "repair": repair})
+    assert max(served) == 10, "never more than `most`"
+    assert found.replicas == pytest.approx(10 * 100 / (100 + repair), rel=0.05)
 
 
 def test_seeds() -> None:

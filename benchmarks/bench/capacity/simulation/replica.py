@@ -18,7 +18,6 @@ class Request:
     size: float
     """of the mean request's"""
     prefix: int
-    tries: int = 0
 
 
 @dataclass(slots=True)

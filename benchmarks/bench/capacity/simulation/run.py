@@ -71,7 +71,8 @@ class _Run:
         self._serving: list[int] = []
         self._events: list[Event] = []
         self._order = self._present = self._hits = self._routed = 0
-        self._lost = self._retried = self._coming = 0
+        self._lost = self._retried = 0
+        self._coming = 0  # replicas that will serve: replacements and those that the autoscaler has asked for
         self._homeless: list[Request] = []
         self._times: list[float] = []
         self._first = int(settings.warm_up * count)
@@ -116,7 +117,7 @@ class _Run:
         elif what == "look":
             self._look(now)
         else:  # a replacement, or one more
-            self._coming -= what == "ready"
+            self._coming -= 1
             self._start(now)
             waiting, self._homeless = self._homeless, []
             for request in waiting:
@@ -190,6 +191,7 @@ class _Run:
         replica.version += 1
         if not replica.draining:
             self._stop(now, at)
+            self._coming += 1
             self._plan(now + failures.repair, "repair")
         begun, waiting = replica.fail()
         if failures.retry == "none":
