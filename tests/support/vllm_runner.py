@@ -58,18 +58,6 @@ def config(tokenizer: str, **changes: Any) -> Any:
     )
 
 
-@dataclass
-class One:
-    """The V1 runner's side: rows that are packed, with lists of tokens that grow."""
-
-    processor: TrimtabProcessor
-    rows: list[list[int] | None] = field(default_factory=list)
-
-    def step(self, update: Update | None, logits: Tensor) -> Tensor:
-        self.processor.update_state(update)
-        return self.processor.apply(logits)
-
-
 class Two:
     """The V2 runner's side: slots with tokens on the device."""
 

@@ -10,7 +10,7 @@ from folders import foreign_folder
 from tiny import tiny_folder
 from vllm_runner import config
 
-from trimtab.vllm.processor import TrimtabProcessor, _catalogue
+from trimtab.vllm.processor import TrimtabProcessor, _catalogue, _read_ahead
 
 Make = Callable[..., TrimtabProcessor]
 
@@ -41,6 +41,7 @@ def configure(furnished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         file.write_text(yaml.safe_dump({"engine": told, "server": {"port": 0}}))
         monkeypatch.setenv("TRIMTAB_VLLM_CONFIG", str(file))
         _catalogue.cache_clear()
+        _read_ahead.cache_clear()
         return furnished
 
     return write

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_runner import Direction, Two, Update, config, params
 
 from trimtab import SamplingParams
+from trimtab.vllm import guide
+from trimtab.vllm.guide import PREFILL
 from trimtab.vllm.processor import TrimtabProcessor
 
 CPU = torch.device("cpu")
@@ -167,6 +169,79 @@ def test_pages_are_given_up_and_computed_again(configure: Any, models: Any, pool
     pool = processor._guides["arm"]._model.runner.pool
     pool.check([])
     assert not processor._guides["arm"]._holding
+
+
+def watched(processor: TrimtabProcessor) -> list[tuple[int, int]]:
+    """Rows and width of every forward of the guide `arm` from now on."""
+    shapes: list[tuple[int, int]] = []
+
+    def see(module: Any, given: Any, named: dict[str, Tensor]) -> None:
+        rows, width = named["input_ids"].shape
+        shapes.append((rows, width))
+
+    processor._guides["arm"]._model.runner.model.base_model.register_forward_pre_hook(see, with_kwargs=True)
+    return shapes
+
+
+@pytest.mark.parametrize("budget", [64, PREFILL])
+def test_a_forward_has_no_more_tokens_than_promised_padded_ones_too(
+    configure: Any, models: Any, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    """A long prompt among many short ones, and then many of one length."""
+    monkeypatch.setattr(guide, "PREFILL", budget)
+    place = configure(pool_tokens=8192)
+    processor = TrimtabProcessor(config(str(place / "base")), CPU)
+    shapes = watched(processor)
+    prompts = [[65 + i % 26, 66 + i // 26, 67] for i in range(48)]
+    prompts[5] = [70] * 90
+    for each in (prompts, [[*prompt, 90] * 20 for prompt in prompts[6:34]]):
+        processor.update_state(Update(removed=list(range(48))))
+        processor.update_state(Update(added=[(i, asks(), prompt, []) for i, prompt in enumerate(each)]))
+        found = processor.apply(torch.zeros(len(each), VOCAB))
+        close(found, 0.7 * torch.stack([after(models["arm"], prompt) for prompt in each]))
+        assert max(rows * width for rows, width in shapes) <= budget, shapes
+    assert shapes[0] == (max(1, budget // 89), min(89, budget)), "the longest is read first"
+
+
+@pytest.mark.parametrize(("rows", "missing"), [(10, 0), (12, 2), (30, 20)])
+def test_a_batch_that_does_not_fit_reads_little_more_than_what_does_not(
+    configure: Any, models: Any, rows: int, missing: int
+) -> None:
+    """The pool holds ten of these requests; those beyond are read again at every step, and the others are not."""
+    place = configure(pool_tokens=1024)
+    processor = TrimtabProcessor(config(str(place / "base")), CPU)
+    prompts = [[65 + i] * 89 for i in range(rows)]
+    outputs: list[list[int]] = [[] for _ in prompts]
+    processor.update_state(Update(added=[(i, asks(), prompt, outputs[i]) for i, prompt in enumerate(prompts)]))
+    shapes = watched(processor)
+    for step in range(6):
+        shapes.clear()
+        found = processor.apply(torch.zeros(rows, VOCAB))
+        for i, prompt in enumerate(prompts):
+            close(found[i], 0.7 * after(models["arm"], prompt + outputs[i]))
+            outputs[i].append(65 + step)
+        read = sum(each * width for each, width in shapes)
+        if step:
+            assert read <= rows + missing * (89 + step), f"step {step}: {shapes}"
+
+
+@pytest.mark.parametrize(("waiting", "missing"), [(0, 1), (1, 0)])
+def test_rows_that_grow_take_the_pages_that_are_missed_least(configure: Any, waiting: int, missing: int) -> None:
+    """Twelve rows have 128 pages, of which they need eleven each from the third step on."""
+    place = configure(pool_tokens=1024)
+    runner = Two(lambda states: TrimtabProcessor(config(str(place / "base")), states), slots=12)
+    for slot in range(12):
+        runner.add(slot, asks(), [65 + slot] * 79)
+    runner.step(range(12), torch.zeros(12, VOCAB))
+    shapes = watched(runner.processor)
+    active = [slot for slot in range(12) if slot != 3 or not waiting]
+    for step in range(2):
+        for slot in active:
+            runner.append(slot, 70)
+        shapes.clear()
+        runner.step(active, torch.zeros(len(active), VOCAB))
+        read = sum(rows * width for rows, width in shapes)
+        assert read == len(active) + (80 * missing if step else 0), shapes
 
 
 def test_v2_slots_that_are_left_give_their_pages_up(configure: Any, models: Any) -> None:

@@ -1,7 +1,7 @@
 """Nothing in `apply` waits for the device: an instrument fails where a value would be read on the host."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,9 @@ from tiny import VOCAB
 from unread import OnDevice, Unread
 from vllm_runner import Two, Update, params
 
+from trimtab.engine import kv
+from trimtab.engine.staging import place
+from trimtab.vllm import guide, history, steering
 from trimtab.vllm.guide import RunningGuide
 from trimtab.vllm.processor import TrimtabProcessor
 
@@ -17,6 +20,7 @@ Make = Callable[..., TrimtabProcessor]
 
 EVERYTHING: list[dict[str, Any]] = [
     {"trimtab": json.dumps({"strategy": "genarm", "arms": {"arm": 1.0, "anti": -0.5}})},
+    {"trimtab": json.dumps({"strategy": "genarm", "arm": "foreign"})},
     {"trimtab": json.dumps({"strategy": "mod", "weights": {"base": 0.5, "arm": 0.5}, "alpha": 1.0})},
     {"trimtab": json.dumps({"strategy": "contrastive", "amateur": "arm", "amateur_sees_prompt": False})},
     {"trimtab": json.dumps({"strategy": "candidates", "top_k": 5, "top_p": 0.9, "alpha": 0.1})},
@@ -49,18 +53,50 @@ def test_the_instrument_sees_what_waits(reads: Callable[[torch.Tensor], object])
 
 
 @pytest.fixture
-def tainted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What guides tell is on the device, too. Their forwards are the engine's, which captures them as CUDA graphs."""
-    forward = RunningGuide._forward
+def tainted(make: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A processor whose guides read what is on the device: ids, positions and indices, in all of their forwards."""
+    own = RunningGuide._own
 
-    def told(self: RunningGuide, *args: Any) -> torch.Tensor:
-        return forward(self, *args).as_subclass(OnDevice)
+    def told(self: RunningGuide, ids: torch.Tensor) -> torch.Tensor:
+        return own(self, ids).as_subclass(OnDevice)
 
-    monkeypatch.setattr(RunningGuide, "_forward", told)
+    def placed(arrays: Sequence[Any], device: torch.device) -> list[torch.Tensor]:
+        return [each.as_subclass(OnDevice) for each in place(arrays, device)]
+
+    def made(where: Any) -> TrimtabProcessor:
+        processor = make(where)  # guides may wait while they are loaded
+        monkeypatch.setattr(RunningGuide, "_own", told)
+        for module in (kv, guide, history, steering):
+            monkeypatch.setattr(module, "place", placed)
+        return processor
+
+    return made
 
 
-def test_v1_applies_without_waiting(make: Make, tainted: None) -> None:
-    processor = make(torch.device("cpu"))
+def test_the_instrument_watches_the_forwards_of_guides(tainted: Make) -> None:
+    processor = tainted(torch.device("cpu"))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def read(module: Any, given: Any, named: dict[str, torch.Tensor]) -> None:
+        seen.append((named["input_ids"], named["position_ids"]))
+
+    processor._guides["arm"]._model.runner.model.base_model.register_forward_pre_hook(read, with_kwargs=True)
+    processor.update_state(Update(added=[(0, params(EVERYTHING[0]), [70, 71, 72], [])]))
+    processor.apply(torch.zeros(1, VOCAB))
+    assert len(seen) == 2, "the prompt and its last token"
+    for each in (tensor for pair in seen for tensor in pair):
+        with pytest.raises(AssertionError, match=r"waits for the device"):
+            each.tolist()
+
+
+def test_what_ids_are_carried_over_by_is_copied_when_the_guide_is_loaded(make: Make) -> None:
+    guides = make(torch.device("cpu"))._guides
+    assert list(guides["foreign"]._translation._gathers) == [torch.device("cpu")]
+    assert not guides["arm"]._translation._gathers, "the ids are the same"
+
+
+def test_v1_applies_without_waiting(tainted: Make) -> None:
+    processor = tainted(torch.device("cpu"))
     outputs: list[list[int]] = [[] for _ in EVERYTHING]
     added = [(i, params(extra), [70 + i, 71, 72], outputs[i]) for i, extra in enumerate(EVERYTHING)]
     processor.update_state(Update(added=added))
@@ -73,8 +109,8 @@ def test_v1_applies_without_waiting(make: Make, tainted: None) -> None:
             output.append(70 + step)
 
 
-def test_v2_applies_without_waiting(make: Make, tainted: None) -> None:
-    runner = Two(make)
+def test_v2_applies_without_waiting(tainted: Make) -> None:
+    runner = Two(tainted)
     runner.states.all_token_ids.gpu = runner.states.all_token_ids.gpu.as_subclass(OnDevice)
     for slot, extra in enumerate(EVERYTHING):
         runner.add(slot, params(extra), [70 + slot, 71, 72])

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from folders import adapter_folder
+from tiny import tiny_folder
 from vllm_runner import Two, Update, config, params
 
+from trimtab.vllm import processor as plugin
 from trimtab.vllm.processor import TrimtabProcessor, _catalogue
 
 CPU = torch.device("cpu")
@@ -119,6 +121,49 @@ def test_without_a_configuration_it_sleeps(configured: Path, monkeypatch: pytest
     assert not Two(lambda states: TrimtabProcessor(config("nowhere"), states)).add(0, params(extra), [1])
 
 
+def test_admission_reads_the_file_at_the_first_request_of_all(configure: Callable[..., Path]) -> None:
+    configure()
+    TrimtabProcessor.validate_params(params({"other": 1}))
+    assert _catalogue.cache_info().currsize == 1, "not read, though a request has come"
+
+
+def test_a_file_that_cannot_be_read_is_tried_once_for_strangers(
+    configured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def broken() -> None:
+        tried.append(1)
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(plugin, "_catalogue", broken)
+    for _ in range(3):
+        TrimtabProcessor.validate_params(params({"other": 1}))
+    assert len(tried) == 1
+
+
+def test_what_admission_took_by_another_file_is_left_to_vllm(
+    configure: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker has started without guides; then the file changes, and admission reads the new one."""
+    place = configure(guides={})
+    worker = TrimtabProcessor(config(str(place / "base")), CPU)
+    runner = Two(lambda states: TrimtabProcessor(config(str(place / "base")), states))
+    configure()
+    wanted, ours = params({"trimtab": json.dumps(ARM)}), params({"trimtab_repetition_penalty": 2.0})
+    TrimtabProcessor.validate_params(wanted)
+    worker.update_state(Update(added=[(i, each, [1], []) for i, each in enumerate((wanted, ours, wanted))]))
+    found = worker.apply(torch.ones(3, 272))
+    assert torch.equal(found[::2], torch.ones(2, 272))
+    assert not torch.equal(found[1], torch.ones(272))
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "'arm'" in record.getMessage()
+    assert "restart vLLM" in record.getMessage()
+    assert not runner.add(0, wanted, [1])
+    assert torch.equal(runner.step([0], torch.ones(1, 272)), torch.ones(1, 272))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -136,6 +181,24 @@ def test_modes_of_vllm_are_refused_at_the_start(configured: Path, changes: dict[
 def test_a_pool_that_cannot_hold_one_request_is_refused(configure: Callable[..., Path]) -> None:
     place = configure(pool_tokens=64)
     with pytest.raises(ValueError, match=r"it reads 64 tokens and vLLM serves requests of up to 96: raise its pool"):
+        TrimtabProcessor(config(str(place / "base")), CPU)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_frequencies_that_depend_on_the_batch_are_refused(
+    configure: Callable[..., Path], tmp_path: Path, architecture: str
+) -> None:
+    """One kind of layers is enough."""
+    place = configure()
+    folder = tiny_folder(tmp_path / "long", architecture)
+    told = json.loads((folder / "config.json").read_text())
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    kinds = {"full_attention": dynamic, "sliding_attention": plain}
+    told["rope_parameters"] = dynamic if architecture == "llama" else kinds
+    (folder / "config.json").write_text(json.dumps(told))
+    configure(guides={"long": {"role": "lm", "model": str(folder), "pool_tokens": 1024}})
+    with pytest.raises(ValueError, match=r"guide 'long' .*its rope_type is 'dynamic'.*take a guide with fixed ones"):
         TrimtabProcessor(config(str(place / "base")), CPU)
 
 

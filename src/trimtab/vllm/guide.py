@@ -1,6 +1,6 @@
 """A guide in a worker of vLLM: a small model with pages of its own, which reads along with rows that mix with it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from trimtab.vllm.reading import Reading
 from trimtab.vllm.rows import Row
 
 PREFILL = 2048
-"""tokens of one forward over what a guide has not read yet"""
+"""tokens, padded ones too, of one forward over what a guide has not read yet"""
 
 
 class Output(Protocol):
@@ -37,9 +37,14 @@ class Wanted(NamedTuple):
         """Tokens that the guide reads before that one."""
         return self.row.length - self.reading.skipped
 
+    @property
+    def unread(self) -> int:
+        """Tokens in front of the last of those whose keys and values are not stored yet."""
+        return self.target - 1 - self.reading.table.length
+
 
 class RunningGuide:
-    """One loaded guide. Its pages are bounded: what is unused for longest is given up, and read again when needed."""
+    """One loaded guide. Its pages are bounded: some are given up where they run out, and read again when needed."""
 
     def __init__(self, model: Model, translation: Translation, ids: Tensor | None) -> None:
         """`ids` (base rows,) are the guide's ids of the base's tokens; None: they are the same."""
@@ -58,22 +63,28 @@ class RunningGuide:
     def logits(self, wanted: Sequence[Wanted], history: History) -> Tensor:
         """Logits (N, V) of the next token of each request, in the base's vocabulary; one forward for all that fit.
 
-        Where the pages do not hold all of them at once, one part after another is read.
+        Where the pages do not hold all of them at once, one part after another is read. Those that hold pages come
+        first, so that these are used before they are given up.
         """
+        asked = {each.reading for each in wanted}
+        order = sorted(range(len(wanted)), key=lambda number: not wanted[number].reading.table.pages)
         parts, group = [], list[Wanted]()
-        for each in wanted:
-            if group and not self._holds(each, group):
+        for each in (wanted[number] for number in order):
+            if group and not self._holds(each, group, asked):
                 parts.append(self._forward(group, history))
                 group = []
-            if not group and not self._holds(each, group):
+            if not group and not self._holds(each, group, asked):
                 raise AssertionError("a pool holds the longest request")  # checked when the guide was loaded
             group.append(each)
         parts.append(self._forward(group, history))
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if order != list(range(len(order))):
+            (back,) = place([np.argsort(order)], logits.device)
+            logits = logits.index_select(0, back)
         return self._translation.logits(logits)
 
-    def _holds(self, wanted: Wanted, group: Sequence[Wanted]) -> bool:
-        """Whether there are pages for a request beside those of `group`; others give theirs up, the oldest first."""
+    def _holds(self, wanted: Wanted, group: Sequence[Wanted], asked: Collection[Reading]) -> bool:
+        """Whether there are pages for a request beside those of `group`; others give theirs up."""
         row, reading, target = *wanted, wanted.target
         table = reading.table
         self._holding.pop(reading, None)
@@ -81,29 +92,32 @@ class RunningGuide:
         table.trim(target - 1)  # the last token is read again where it was read before, for its logits
         if not table.pages and row.tokens is not None:
             table.match(row.tokens[reading.skipped : row.length - 1])
-        kept = {each.reading for each in group} | {reading}
         while True:
             try:
                 table.reserve(target)
             except OutOfPages:
-                oldest = next((each for each in self._holding if each not in kept), None)
-                if oldest is None:
+                spare = self._spare({each.reading for each in group} | {reading}, asked)
+                if spare is None:
                     return False
-                oldest.free()
+                spare.free()
             else:
                 return True
 
+    def _spare(self, kept: Collection[Reading], asked: Collection[Reading]) -> Reading | None:
+        """The reading whose pages are missed least, none of `kept`; None: there is no other.
+
+        It is the one unused for longest of those that this step does not ask about. The others take turns, step after
+        step, so the one used last is needed again last.
+        """
+        idle = next((each for each in self._holding if each not in asked), None)
+        return idle or next((each for each in reversed(self._holding) if each not in kept), None)
+
     def _forward(self, group: Sequence[Wanted], history: History) -> Tensor:
         """Read all that is unread of each request; logits (N, V) behind its last token."""
-        while behind := [each for each in group if each.target - 1 > each.reading.table.length]:
-            budget, counts = PREFILL, list[int]()
-            behind.sort(key=lambda each: each.reading.table.length - each.target)  # longest first, stable
-            for each in behind:
-                count = min(budget, each.target - 1 - each.reading.table.length)
-                budget -= count
-                if count:
-                    counts.append(count)
-            self._read(behind[: len(counts)], counts, history)
+        while behind := sorted((each for each in group if each.unread > 0), key=lambda each: -each.unread):
+            width = min(PREFILL, behind[0].unread)  # all rows of a forward are padded to its longest
+            part = behind[: PREFILL // width]
+            self._read(part, [min(width, each.unread) for each in part], history)
         runner = self._model.runner
         plan = runner.store.plan_rows([each.reading.table for each in group], [1] * len(group))
         last = [Span(row, row.length - 1, row.length) for row, _ in group]

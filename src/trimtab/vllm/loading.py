@@ -58,6 +58,7 @@ def _load(
     loaded = load_causal_lm(
         config.model, dtype=config.dtype, device=device, trust_remote_code=settings.trust_remote_code
     )
+    _refuse_dynamic(loaded.model)
     pool = page_pool(settings, config.pool_tokens)
     reads = min(config.context_length or loaded.context_length, loaded.context_length)
     holds = pool.total * pool.page_size
@@ -69,7 +70,19 @@ def _load(
         )
     runner = ModelRunner(loaded.model, pool, packed=settings.packed)
     model = Model(name, runner, words.model.vocabulary, reads, loaded.eos_ids, loaded.fingerprint.encode())
+    translation.logits(torch.empty((0, runner.vocab_size), device=device))  # what it gathers by is copied now, once
     return RunningGuide(model, translation, _ids(translation, catalogue.base.rows, loaded.eos_ids, device))
+
+
+def _refuse_dynamic(model: torch.nn.Module) -> None:
+    """Raise ModelLoadError for rotary embeddings that read the positions of every forward on the host."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", "")  # one for all layers, or one for each kind of them
+        if any("dynamic" in str(kind) for kind in (kinds.values() if isinstance(kinds, dict) else (kinds,))):
+            raise ModelLoadError(
+                "its rope_type is 'dynamic': the frequencies wait for the device at every step and depend on the "
+                "longest row of the batch: take a guide with fixed ones ('default', 'linear', 'yarn' or 'llama3')"
+            )
 
 
 def _ids(translation: Translation, rows: int, eos_ids: frozenset[int], device: torch.device) -> Tensor | None:

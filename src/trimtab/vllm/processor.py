@@ -6,7 +6,9 @@ there shows in what the class is made with. Under tensor parallelism every rank 
 nothing here is random and every order is that of rows, parts and configuration, so all ranks compute the same.
 """
 
+import logging
 from array import array
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -18,10 +20,12 @@ from trimtab.vllm.catalogue import Catalogue
 from trimtab.vllm.history import DeviceHistory, History, HostHistory
 from trimtab.vllm.interfaces import Added, Base, BatchUpdate, Context, Params, RequestStates
 from trimtab.vllm.loading import check_base, load_guides
-from trimtab.vllm.plans import asks, check, read_plan
+from trimtab.vllm.plans import TokenPlan, asks, check, read_plan
 from trimtab.vllm.rows import Row, Rows, follow
 from trimtab.vllm.settings import CONFIG, read_settings
 from trimtab.vllm.steering import steer
+
+logger = logging.getLogger(__name__)
 
 
 class TrimtabProcessor(Base):
@@ -33,6 +37,7 @@ class TrimtabProcessor(Base):
         Raises ValueError for a vLLM that the plugin cannot work in, and for guides that cannot be loaded.
         """
         self._rows = Rows()
+        self._told = False
         self._states = None if isinstance(where, torch.device) else where
         device = where if isinstance(where, torch.device) else where.device
         try:
@@ -52,6 +57,7 @@ class TrimtabProcessor(Base):
     @classmethod
     def validate_params(cls, sampling_params: Params) -> None:
         """Raise ValueError, which names the field, for a request that cannot be served; called at admission."""
+        _read_ahead()
         if not asks(sampling_params.extra_args):
             return
         try:
@@ -74,7 +80,7 @@ class TrimtabProcessor(Base):
         if self._catalogue is None:
             return False
         assert self._states is not None
-        plan = read_plan(sampling_params.extra_args, self._catalogue)
+        plan = self._plan(sampling_params, self._catalogue)
         prompt = int(self._states.prompt_len.np[req_idx])
         self._rows.put(req_idx, None if plan is None else self._open(Row(plan, slot=req_idx, prompt=prompt)))
         return plan is not None
@@ -93,11 +99,30 @@ class TrimtabProcessor(Base):
         """V1: the row of a request that has come, or has come back."""
         assert self._catalogue is not None
         _, params, prompt, output = added
-        plan = read_plan(params.extra_args, self._catalogue)
+        plan = self._plan(params, self._catalogue)
         if plan is None:
             return None
         tokens = array("q", prompt or ())
         return self._open(Row(plan, prompt=len(tokens), length=len(tokens), tokens=tokens, output=output))
+
+    def _plan(self, params: Params, catalogue: Catalogue) -> TokenPlan | None:
+        """The plan of a request; None where vLLM answers it alone.
+
+        Admission has refused what cannot be served. Where it has read another file than this worker, an error would end
+        vLLM for everybody: it is logged once, and the request is not steered.
+        """
+        try:
+            return read_plan(params.extra_args, catalogue)
+        except InvalidRequest as error:
+            if not self._told:
+                logger.error(
+                    "a request that was admitted is not steered, and neither are others like it: %s. The file that "
+                    "%s names, or a model in it, has changed since this worker started: restart vLLM",
+                    error,
+                    CONFIG,
+                )
+            self._told = True
+            return None
 
     def _open(self, row: Row) -> Row:
         """The row with its guides at hand, which have read nothing yet."""
@@ -124,6 +149,13 @@ class TrimtabProcessor(Base):
                 row.length = length
                 active.append((place, row))
         return active
+
+
+@cache
+def _read_ahead() -> None:
+    """Let admission read the catalogue at the first request of all: workers read theirs when they start."""
+    with suppress(Exception):  # requests that ask for the plugin are told; others are none of its business
+        _catalogue()
 
 
 @cache
