@@ -7,15 +7,13 @@ letters and ends with `<eos>`.
 import json
 import math
 import socket
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import uvicorn
 from fake_faults import COMPLETIONS, Fault, Faulty, WithTransport
-from running import wait_until
+from running import Played
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -83,29 +81,17 @@ class FakeRemote:
         ]
         if self.kind != "other":
             routes.append(Route("/tokenize", self._tokenize, methods=["POST"]))
-        config = uvicorn.Config(
-            WithTransport(Starlette(routes=routes)),
-            log_config=None,
-            lifespan="off",
-            access_log=False,
-            timeout_graceful_shutdown=1,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
-        self._thread.start()
-        wait_until(lambda: self._server.started)
+        self._played = Played(WithTransport(Starlette(routes=routes)), listener)
 
     def stop(self) -> None:
         """Go away: connections are closed, and nobody listens."""
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
-        assert not self._thread.is_alive()
+        self._played.stop()
 
     def __enter__(self) -> "FakeRemote":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
+        if self._played.alive:
             self.stop()
 
     def asked(self, path: str) -> list[dict[str, Any]]:

@@ -1,12 +1,10 @@
 """A server of another make that judges answers by their length, with faults to switch on."""
 
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
-import uvicorn
-from running import wait_until
+from running import Played
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -48,15 +46,10 @@ class FakeScorer:
         listener = bind(ServerSettings(port=port))
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
-        self._thread.start()
-        wait_until(lambda: self._server.started)
+        self._played = Played(app, listener)
 
     def stop(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
-        assert not self._thread.is_alive()
+        self._played.stop()
 
     async def _take(self, request: Request) -> Response:
         body, path = await request.json(), request.url.path

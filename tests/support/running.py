@@ -1,9 +1,12 @@
 """A server of the tests' own process: the app behind a real uvicorn, in a thread."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
 
 from trimtab.server.app import create_app
 from trimtab.server.serve import DrainingServer, bind, uvicorn_config
@@ -40,6 +43,27 @@ class Running:
         self.server.should_exit = True
         self.thread.join(10)
         assert not self.thread.is_alive()
+
+
+class Played:
+    """An app that plays another server, in a thread; its end cuts all connections, as that of a killed process does."""
+
+    def __init__(self, app: Any, listener: socket.socket) -> None:
+        # uvicorn's own set-up of logging would be that of the whole process
+        config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
+        assert not self.alive
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
